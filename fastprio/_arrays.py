@@ -1,0 +1,69 @@
+"""Arguments as the arrays that the core takes: contiguous int64 and float32, without a copy where possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Int64: TypeAlias = npt.NDArray[np.int64]
+    Float32: TypeAlias = npt.NDArray[np.float32]
+    Float64: TypeAlias = npt.NDArray[np.float64]
+    Uint8: TypeAlias = npt.NDArray[np.uint8]
+
+
+def to_numpy(value: Any) -> npt.NDArray[Any]:
+    """A numpy view of an array or a tensor on any device (copied to the host where it is elsewhere)."""
+    if isinstance(value, torch.Tensor):
+        # .numpy() is a view and costs under a microsecond; going through DLPack costs several.
+        value = value.detach().cpu()
+        view: npt.NDArray[Any] = (value.float() if value.dtype == torch.bfloat16 else value).resolve_neg().numpy()
+        return view
+    return np.asarray(value)
+
+
+def as_indices(value: Any, name: str = "indices") -> Int64:
+    """int64 [n], C-contiguous. Any integer dtype that int64 holds; TypeError otherwise."""
+    array = to_numpy(value)
+    if array.dtype != np.int64:
+        if array.size == 0 and array.dtype == np.float64:  # an empty list
+            return np.empty(0, np.int64)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+            raise IndexError(f"{name}: {array.max()} does not fit int64")
+        array = array.astype(np.int64)
+    return np.ascontiguousarray(one_dimensional(array, name))
+
+
+def as_float32(value: Any, name: str) -> Float32:
+    """float32 [n], C-contiguous. Any real dtype; TypeError otherwise.
+
+    A float64 that float32 cannot hold (overflow, or a number above zero that would become zero) raises
+    ValueError, so that no example silently stops or dominates.
+    """
+    array = to_numpy(value)
+    if array.dtype != np.float32:
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+        with np.errstate(over="ignore", under="ignore"):
+            narrow = array.astype(np.float32)
+        if array.dtype.itemsize > 4:
+            lost = (np.isinf(narrow) & np.isfinite(array)) | ((narrow == 0) & (array != 0))
+            if lost.any():
+                at = int(lost.argmax())
+                raise ValueError(f"{name}[{at}] = {array.ravel()[at]}: float32 cannot hold it; rescale the {name}")
+        array = narrow
+    return np.ascontiguousarray(one_dimensional(array, name))
+
+
+def one_dimensional(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """The array itself, or ValueError if it has another number of dimensions than one."""
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
+    return array

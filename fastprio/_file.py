@@ -1,0 +1,126 @@
+"""A file of arrays and plain values: the safetensors layout, written whole or not at all, with a checksum.
+
+``<header length, 8 bytes little-endian> <header, JSON> <arrays, one after another>``. The header's
+``__metadata__`` has the plain values as JSON and a CRC-32 over every byte of the file, computed with the checksum's
+own eight characters as zeros. Any reader of safetensors can read the arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+DTYPES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+NAMES = {code: name for name, code in DTYPES.items()}
+NO_CHECKSUM = "00000000"
+MOST_HEADER = 100 << 20
+PIECE = 8 << 20
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Writes the file beside, syncs it, renames it, and syncs the folder. OSError leaves the old file as it was."""
+    target = Path(path)
+    header = _header(arrays, plain)
+    handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            checksum = 0
+            for piece in _pieces(header, arrays):
+                checksum = zlib.crc32(piece, checksum)
+                file.write(piece)
+            file.seek(8 + header.index(NO_CHECKSUM.encode()))
+            file.write(f"{checksum:08x}".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)  # the rename itself must survive a loss of power
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _header(arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> bytes:
+    # The checksum comes first, so that its place is that of the first eight zeros.
+    header: dict[str, Any] = {"__metadata__": {"checksum": NO_CHECKSUM, "fastprio": json.dumps(plain)}}
+    begin = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": DTYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [begin, begin + array.nbytes],
+        }
+        begin += array.nbytes
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _pieces(header: bytes, arrays: Mapping[str, Any]) -> Iterator[Any]:
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for array in arrays.values():
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for begin in range(0, flat.size, PIECE):
+            yield flat[begin : begin + PIECE]
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays by name, and the plain values. ValueError says what is wrong with a damaged file."""
+    length = os.stat(path).st_size
+    with open(path, "rb") as file:
+        try:
+            return _parse(file, length)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{os.fspath(path)}: not a whole fastprio file: {error}") from error
+
+
+def _parse(file: BinaryIO, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    prefix = file.read(8)
+    size = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or size > min(MOST_HEADER, length - 8):
+        raise ValueError("the header is cut short")
+    raw = file.read(size)
+    header = json.loads(raw)
+    metadata = header.pop("__metadata__")
+    written = metadata["checksum"]
+    checksum = zlib.crc32(
+        raw.replace(f'"checksum": "{written}"'.encode(), f'"checksum": "{NO_CHECKSUM}"'.encode(), 1), zlib.crc32(prefix)
+    )
+    arrays, begin = {}, 0
+    for name, entry in header.items():
+        dtype, shape = np.dtype(NAMES[entry["dtype"]]), [int(n) for n in entry["shape"]]
+        nbytes = dtype.itemsize
+        for n in shape:
+            if n < 0:
+                raise ValueError(f"{name}: a negative length")
+            nbytes *= n
+        if entry["data_offsets"] != [begin, begin + nbytes] or 8 + size + begin + nbytes > length:
+            raise ValueError(f"{name}: its place is not where the arrays before it end")
+        array = np.empty(nbytes, np.uint8)
+        for at in range(0, nbytes, PIECE):
+            piece = array.data[at : at + PIECE]
+            if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
+                raise ValueError(f"{name}: the file ends early")
+            checksum = zlib.crc32(piece, checksum)
+        arrays[name] = array.view(dtype).reshape(shape)
+        begin += nbytes
+    if 8 + size + begin != length:
+        raise ValueError("bytes after the last array")
+    if f"{checksum:08x}" != written:
+        raise ValueError(f"the checksum is {checksum:08x}, the file says {written}")
+    return arrays, json.loads(metadata["fastprio"])

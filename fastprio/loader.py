@@ -1,0 +1,151 @@
+"""PriorityLoader: a DataLoader, its sampler and its store as one object; and WithIndex."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from fastprio.policies.base import Policy
+from fastprio.sampler import PriorityBatchSampler, PrioritySampler
+from fastprio.store import ScoreStore
+
+OWN = ("sampler", "batch_sampler", "shuffle")
+
+
+class PriorityLoader(DataLoader[Any]):
+    """A DataLoader that draws its batches by priority and takes the losses back.
+
+    ::
+
+        loader = PriorityLoader(dataset, 256, epochs=10, num_workers=4)
+        for epoch in range(10):
+            for x, y in loader:
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                loss = loader.step(losses)          # records them; mean(weight * loss)
+                ...
+
+    Args:
+        dataset: map-style, with a length.
+        batch_size: examples a batch.
+        policy: a registered name, a Policy, or a ScoreStore of the data set's length to use.
+        epochs: how many epochs training will have.
+        num_samples, replacement, scheme, cover_first, seed, lag: as in PrioritySampler.
+        on_nonfinite: as in ScoreStore.
+        drop_last and all other arguments: as in torch.utils.data.DataLoader.
+
+    Every batch is stepped or skipped once, in order; the next one after a forgotten batch raises RuntimeError.
+    ``lag`` below what the workers read ahead (num_workers * prefetch_factor) is a ValueError that names it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        policy: str | Policy | ScoreStore = "loss",
+        epochs: int | None = None,
+        num_samples: int | None = None,
+        replacement: bool = True,
+        scheme: str | None = None,
+        cover_first: bool = True,
+        seed: int = 0,
+        lag: int | None = None,
+        on_nonfinite: str = "raise",
+        drop_last: bool = False,
+        **arguments: Any,
+    ) -> None:
+        for name in OWN:
+            if name in arguments:
+                raise TypeError(
+                    f"{name}: PriorityLoader draws by itself; use a plain DataLoader with a PrioritySampler instead"
+                )
+        if isinstance(dataset, IterableDataset):
+            raise TypeError("dataset: an IterableDataset has no indices to draw; expected a map-style data set")
+        size = len(dataset)  # type: ignore[arg-type]
+        if isinstance(policy, ScoreStore):
+            store = policy
+            if len(store) != size:
+                raise ValueError(f"the store has {len(store)} examples, the data set {size}")
+        else:
+            store = ScoreStore(size, policy, epochs=epochs, on_nonfinite=on_nonfinite)
+        sampler = PrioritySampler(
+            store,
+            num_samples,
+            replacement,
+            batch_size=batch_size,
+            scheme=scheme,
+            cover_first=cover_first,
+            seed=seed,
+            lag=lag,
+        )
+        sampler.dataset = dataset
+        self.store = store
+        super().__init__(dataset, batch_sampler=PriorityBatchSampler(sampler, batch_size, drop_last), **arguments)
+        # torch has put a SequentialSampler here, and does not let it be replaced; trainers look at it.
+        object.__setattr__(self, "sampler", sampler)
+        self._priority = sampler
+        sampler.lookahead = self.num_workers * (self.prefetch_factor or 0)
+        if not self.in_order:
+            sampler.lookahead = None  # batches come as they are ready: step(..., indices=) says which
+        sampler._check_scheme()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        sampler = self._priority
+        strict = sampler.store.policy.observes and self.in_order
+        for yielded, batch in enumerate(super().__iter__()):
+            if strict and sampler.journal.consumed_batches < yielded:
+                raise RuntimeError(
+                    f"batch {sampler.journal.consumed_batches} of this epoch was neither stepped nor skipped: call "
+                    "step(losses) or skip() once for every batch"
+                )
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """As ``PrioritySampler.set_epoch``."""
+        self._priority.set_epoch(epoch)
+
+    def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
+        """As ``PrioritySampler.step``: records the losses of the batch just yielded; returns mean(weight * loss)."""
+        return self._priority.step(losses, indices=indices, **observations)
+
+    def record(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> None:
+        """As ``PrioritySampler.record``."""
+        self._priority.record(losses, indices=indices, **observations)
+
+    def skip(self) -> None:
+        """As ``PrioritySampler.skip``: no losses will come for the batch just yielded."""
+        self._priority.skip()
+
+    @property
+    def indices(self) -> Any:
+        """int64 [n]: the examples of the batch just yielded."""
+        return self._priority.indices
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """float32 [n]: the importance weights of the batch just yielded."""
+        return self._priority.weights
+
+
+class WithIndex(Dataset[Any]):
+    """A data set whose items carry their index: ``(index, item)``. For loaders that may reorder batches.
+
+    ``for index, batch in loader: ... sampler.step(losses, indices=index)``. Batched fetching is passed on where the
+    data set has it (then ``item`` is what it gives).
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        fetch = getattr(dataset, "__getitems__", None)
+        if fetch is not None:
+            # torch asks for this name on the instance; a data set without it must not seem to have it.
+            self.__getitems__ = lambda indices: list(zip(indices, fetch(indices), strict=True))
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""Orders that need no tree: a policy's plan for an epoch, and covering what was never scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastprio import _core
+
+if TYPE_CHECKING:
+    from fastprio._arrays import Float32, Int64, Uint8
+    from fastprio.policies.base import Plan
+    from fastprio.store import ScoreStore
+
+NOTHING = np.empty(0, np.uint8)
+
+
+class Walk:
+    """A keyed permutation of all examples, visited once in order, in O(1) memory.
+
+    Args:
+        size: of the store. seed: in [0, 2^64). number: in [0, 2^32), which permutation. purpose: what for.
+    """
+
+    def __init__(self, size: int, seed: int, number: int, purpose: _core.Purpose) -> None:
+        self.size, self.seed, self.number, self.purpose = size, seed, number, purpose
+        self.position = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether every position has been visited."""
+        return self.position >= self.size
+
+    def take(self, count: int, skip: Uint8) -> Int64:
+        """The next ``count`` examples without those whose bit in ``skip`` is set; fewer where the walk ends."""
+        out = np.empty(count, np.int64)
+        taken, self.position = _core.walk(self.size, self.seed, self.number, self.purpose, self.position, skip, out)
+        return out[:taken]
+
+
+class PlannedEpoch:
+    """The examples that a plan draws, once each, in random order; begins again where more are asked for.
+
+    Args:
+        plan: of weights above zero for at least one example; ValueError otherwise.
+    """
+
+    def __init__(self, plan: Plan, size: int, seed: int, epoch: int) -> None:
+        self.plan = plan
+        self.chosen = size
+        self._left_out = NOTHING
+        if plan.codes is not None:
+            left_out = (np.asarray(plan.weights) <= 0)[plan.codes]
+            self.chosen = size - int(np.count_nonzero(left_out))
+            self._left_out = np.packbits(left_out, bitorder="little")
+        if self.chosen == 0:
+            raise ValueError(f"the plan for epoch {epoch} leaves out every example")
+        self._walk = Walk(size, seed, epoch, _core.Purpose.plan)
+
+    def take(self, count: int) -> Int64:
+        """The next ``count`` examples. Past the end it starts over: ranks need equal shares."""
+        indices = self._walk.take(count, self._left_out)
+        if len(indices) < count:
+            self._walk.position = 0
+            indices = np.concatenate([indices, self.take(count - len(indices))])
+        return indices
+
+    def weights(self, indices: Int64) -> Float32 | None:
+        """float32 [n]: the weights of the examples' codes, or None where there are no codes."""
+        if self.plan.codes is None:
+            return None
+        weights: Float32 = np.asarray(self.plan.weights, np.float32)[self.plan.codes[indices]]
+        return weights
+
+
+class Cover:
+    """Visits what was never scored first: one pass over everything, then one more over what was left.
+
+    The second pass begins with an epoch, when nothing is in flight any more, and is the last: an example whose
+    loss never comes does not come first for ever. After each pass the store gives the unseen their priority.
+    """
+
+    def __init__(self, store: ScoreStore) -> None:
+        self._store = store
+        self._walk: Walk | None = None
+        self._passes = 0
+        self._size = 0  # of the store when the first pass began; if it grows, covering begins anew
+
+    @property
+    def under_way(self) -> bool:
+        """Whether draws come from here."""
+        return self._walk is not None
+
+    def begin_epoch(self, seed: int) -> None:
+        """Starts the pass that is due, if one is."""
+        if self.under_way:
+            return
+        if self._size < len(self._store):
+            self._size, self._passes = len(self._store), 0
+        elif self._passes != 1 or self._store.all_seen():
+            return
+        self._walk = Walk(self._size, seed, self._passes, _core.Purpose.cover)
+
+    def take(self, count: int) -> Int64:
+        """Up to ``count`` unseen examples; fewer at the end of the pass."""
+        if self._walk is None:
+            return np.empty(0, np.int64)
+        indices = self._walk.take(count, self._store.columns["seen"])
+        if self._walk.over:
+            self._walk = None
+            self._passes += 1
+            self._store.admit_unseen()
+        return indices

@@ -1,0 +1,172 @@
+"""The policy protocol: how what was observed of examples becomes what is drawn next."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastprio._arrays import Float32, Float64, Int64, Uint8
+    from fastprio._random import Rng
+    from fastprio.store import ScoreStore
+
+OUT, TRAIN, TRAIN_RESCALED, SCORE = 0, 1, 2, 3
+"""A plan's codes: left out; trained on; trained on in place of others; forwarded only, for its loss."""
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class Clock:
+    """When something happens. epoch and step (updates the store has taken) count from 0; progress is in [0, 1].
+
+    progress is the share of training that is over; it stays 0 where the number of epochs is not known.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    progress: float = 0.0
+
+
+class Observation:
+    """What was seen of a batch's rows: ``loss`` float32 [n], ``origin``, and what else was passed, by name.
+
+    origin is "train", "score" (a forward pass without training) or "reference" (another model's losses).
+    """
+
+    __slots__ = ("loss", "origin", "others")
+
+    def __init__(self, loss: Float32, origin: str, others: Mapping[str, Any]) -> None:
+        self.loss, self.origin, self.others = loss, origin, others
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.others[name]
+        except KeyError:
+            raise AttributeError(f"the observation has no {name!r}; pass it to step() or update()") from None
+
+
+@dataclass
+class Plan:
+    """What an epoch consists of: every example with a code of weight above zero, once, in keyed random order.
+
+    Args:
+        codes: uint8 [size], a code an example; None: all TRAIN.
+        weights: the weight that the code multiplies the loss with; zero: not drawn.
+        score: codes of the examples whose losses the policy wants at the epoch's end from a pass without training.
+        info: what the training loop may want to know, such as {"lr_scale": 1.3} or {"round_over": True}.
+    """
+
+    codes: Uint8 | None = None
+    weights: tuple[float, ...] = (0.0, 1.0, 1.0, 0.0)
+    score: tuple[int, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Policy:
+    """Base of all policies. Override what the method needs; every default does nothing.
+
+    ``columns`` names what the store keeps of each example: name -> a numpy dtype name, ("dtype", width), or "bit"
+    (packed, eight to a byte). ``state`` holds small arrays and scalars that are saved with the store. Every
+    constructor argument is kept as an attribute of the same name, so that a saved store can make its policy again.
+    """
+
+    name: ClassVar[str] = ""
+    columns: Mapping[str, str | tuple[str, int]] = {}
+    requires: tuple[str, ...] = ()
+    """Names of observations that step() and update() must be given beside the loss."""
+    needs_epochs: bool = False
+    """Whether ``progress`` is needed, so that a store without ``epochs=`` is an error."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    @property
+    def observes(self) -> bool:
+        """Whether the policy learns from losses at all."""
+        return type(self).observe is not Policy.observe
+
+    @property
+    def needs_unbiased(self) -> bool:
+        """Whether its weights need draws that are independent of each other's outcome (no "unique", no "epoch")."""
+        return False
+
+    def start(self, store: ScoreStore) -> None:
+        """Called once when the store is made: check sizes, set first priorities."""
+
+    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
+        """Writes a batch's rows into the columns and returns their new priorities, float32 [n], or None.
+
+        Rows come in order; duplicates are separate rows, of which the last priority counts. ``columns["seen"]``
+        has the packed bits of the examples seen before. Losses are finite. If this raises, the store puts the
+        batch's rows back as they were.
+        """
+        return None
+
+    def unseen(self) -> float:
+        """The priority of an example that was never scored, once covering is over."""
+        return 1.0
+
+    def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:
+        """Called at an epoch's start. A plan replaces drawing for that epoch; None leaves it to draw()."""
+        return None
+
+    def draw(self, store: ScoreStore, count: int, clock: Clock, rng: Rng) -> tuple[Int64, Float64] | None:
+        """A batch drawn in the policy's own way (indices, probabilities), or None: drawn from the tree."""
+        return None
+
+    def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
+        """The weights that multiply the losses of a drawn batch, float32 [n], or None: all one."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+
+_registry: dict[str, type[Policy]] = {}
+P = TypeVar("P", bound=type[Policy])
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
+
+    def add(policy: P) -> P:
+        policy.name = name
+        _registry[name] = policy
+        return policy
+
+    return add
+
+
+def make(policy: str | Policy, **config: Any) -> Policy:
+    """The policy itself, or a new one by its registered name. ValueError names the known ones."""
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in _registry:
+        raise ValueError(f"policy = {policy!r}: expected a Policy or one of {', '.join(sorted(_registry))}")
+    return _registry[policy](**config)
+
+
+def registered() -> dict[str, type[Policy]]:
+    """All registered policies, by name."""
+    return dict(sorted(_registry.items()))
+
+
+def linear(values: float | tuple[float, float], progress: float) -> float:
+    """A schedule: a constant, or (start, end) reached linearly over the training."""
+    if isinstance(values, tuple):
+        return values[0] + (values[1] - values[0]) * progress
+    return values
+
+
+def positive_finite(**values: float) -> None:
+    """ValueError unless each value is finite and >= 0."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} = {value}: expected a finite number >= 0")

@@ -1,0 +1,36 @@
+"""Given: fixed weights, as in torch's WeightedRandomSampler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastprio.policies.base import Policy, register
+
+if TYPE_CHECKING:
+    from fastprio.store import ScoreStore
+
+
+@register("given")
+class Given(Policy):
+    """Draws in proportion to weights that the user gives, and learns nothing from losses.
+
+    Args:
+        weights: real [size], finite and >= 0, stored as float32; None: all zero until ``store.set_priorities``.
+
+    No importance weights come out, as with ``torch.utils.data.WeightedRandomSampler``. Unlike there, more than
+    2^24 examples work (pytorch/pytorch issue 2576), and weights may be changed in the middle of an epoch.
+    """
+
+    def __init__(self, weights: Any = None) -> None:
+        super().__init__()
+        self.weights_given = weights
+
+    def start(self, store: ScoreStore) -> None:
+        """Fills the tree."""
+        if self.weights_given is not None:
+            store.tree.fill(self.weights_given)
+            self.weights_given = None  # the tree has them
+
+    def config(self) -> dict[str, Any]:
+        """Nothing: a saved store has the weights as priorities."""
+        return {}

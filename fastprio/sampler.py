@@ -1,0 +1,474 @@
+"""The samplers: how a torch loader gets its next indices, and how the losses find their way back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import DistributedSampler, Sampler
+
+from fastprio._arrays import as_indices, one_dimensional, to_numpy
+from fastprio._random import Rng
+from fastprio.feedback import Feedback
+from fastprio.journal import Draws, Journal, Taken
+from fastprio.order import Cover, PlannedEpoch
+from fastprio.policies.base import Plan, Policy
+from fastprio.policies.given import Given
+from fastprio.store import ScoreStore, nonfinite
+from fastprio.tree import SCHEMES
+
+if TYPE_CHECKING:
+    from fastprio._arrays import Float32, Float64, Int64
+
+AHEAD = 1024
+"""Without a batch size: single draws made at once. Those not yet taken are made anew when a priority changes."""
+
+
+class PrioritySampler(DistributedSampler[Any]):
+    """Yields indices drawn by priority; give it to a loader as ``sampler=``, or to a PriorityBatchSampler.
+
+    Args:
+        source: a ScoreStore; or a data set or a number of examples, for which a store with policy "loss" is made.
+        num_samples: draws an epoch over all ranks; the size of the store if None.
+        replacement: False draws each example at most once an epoch (scheme "epoch").
+        weights: real [size], instead of ``source``: draw in proportion to these, as WeightedRandomSampler does.
+        batch_size: the global batch. Strata and ``lag`` are counted in it. Without it draws are iid, one at a time.
+        scheme: "stratified" (the default with a batch size), "systematic", "unique", "iid" or "epoch"; see
+            ``SumTree.sample``.
+        cover_first: draw what was never scored first, so that the first epoch scores everything.
+        seed: in [0, 2^64). The same seed, losses and lag give the same sequence.
+        lag: None draws with whatever losses have arrived. d: batch t sees exactly the losses of the batches up to
+            t - 1 - d, so that prefetching cannot change the sequence; at least as many as the loader reads ahead.
+        num_replicas, rank: which slice of every batch to yield; by default those of the process group, if there is
+            one when iteration begins. Only for policies that do not learn from losses.
+        drop_last: with several ranks, drop draws that do not divide evenly instead of drawing more.
+
+    Every iteration is an epoch of its own: that of ``set_epoch`` if it was called since the last one began, else the
+    next. Iterators are lazy; only the newest may be used.
+
+    Raises: ValueError, TypeError: arguments that do not fit together, named.
+    Cost: O(batch log size) a batch; O(1) memory beside the store.
+    """
+
+    def __init__(
+        self,
+        source: ScoreStore | Sized | int | None = None,
+        num_samples: int | None = None,
+        replacement: bool = True,
+        *,
+        weights: Any = None,
+        batch_size: int | None = None,
+        scheme: str | None = None,
+        cover_first: bool = True,
+        seed: int = 0,
+        lag: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        # DistributedSampler.__init__ is not called: it asks for the process group, which frameworks start later.
+        self.store, self.dataset = _store_of(source, weights)
+        for name, value, least in (("num_samples", num_samples, 1), ("batch_size", batch_size, 1), ("lag", lag, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} = {value!r}: expected an integer >= {least}, or None")
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed = {seed!r}: expected an integer in [0, 2^64)")
+        if scheme is not None and scheme not in SCHEMES:
+            raise ValueError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}")
+        if not replacement and scheme not in (None, "epoch"):
+            raise ValueError(f"scheme = {scheme!r}: replacement=False is the scheme 'epoch'")
+        if not replacement and num_samples is not None and num_samples > len(self.store):
+            raise ValueError(f"num_samples = {num_samples}: expected at most {len(self.store)} without replacement")
+        if (num_replicas is None) != (rank is None):
+            raise ValueError("num_replicas and rank: give both or neither")
+        if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
+            raise ValueError(f"rank = {rank}: expected 0 <= rank < num_replicas = {num_replicas}")
+        self.replacement, self.batch_size, self.cover_first = replacement, batch_size, cover_first
+        self.seed, self.lag, self.drop_last, self.shuffle = seed, lag, drop_last, True
+        self.epoch, self.generator = 0, None
+        self.lookahead: int | None = None  # batches the loader reads ahead, where an integration knows
+        self.journal = Journal()
+        self._num_samples, self._scheme = num_samples, scheme
+        self._replicas, self._rank = num_replicas, rank
+        self._began = self._epoch_said = False
+        self._iteration = self._drawn = self._number = 0
+        self._current: Draws | None = None  # single draws that a change of priorities makes stale
+        self._total = 0
+        self._planned: PlannedEpoch | None = None
+        self._cover = Cover(self.store)
+        self._feedback = Feedback(self.store)
+        self._most_outstanding: int | None = None
+        self._check_scheme()
+        self.store.listen(self._priorities_changed)
+
+    # What torch and the trainers ask for.
+
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        """Draws an epoch, over all ranks."""
+        return len(self.store) if self._num_samples is None else self._num_samples
+
+    @property
+    def total_size(self) -> int:  # type: ignore[override]
+        """Draws an epoch, over all ranks, once every rank has the same number."""
+        return len(self) * self._slice()[1]
+
+    def __len__(self) -> int:
+        """Draws an epoch on this rank. Constant; ``planned`` is less where a policy leaves examples out."""
+        replicas = self._slice()[1]
+        return self.num_samples // replicas if self.drop_last else -(-self.num_samples // replicas)
+
+    @property
+    def planned(self) -> int:
+        """Draws of the epoch under way on this rank, after the policy's plan."""
+        return self._total // self._slice()[1] if self._began else len(self)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The policy's plan of the epoch under way, or None if it has none."""
+        return None if self._planned is None else self._planned.plan
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in use."""
+        if not self.replacement:
+            return "epoch"
+        return self._scheme or ("iid" if self.batch_size is None else "stratified")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Names the next iteration's epoch; calling it twice is harmless."""
+        self.epoch, self._epoch_said = int(epoch), True
+
+    def __iter__(self) -> Iterator[int]:
+        rank, replicas = self._slice()
+        for draws in self._iterate():
+            if replicas == 1:
+                yield from draws.singly()
+            else:
+                yield from draws.indices[rank::replicas].tolist()
+
+    # What the training loop calls.
+
+    @property
+    def indices(self) -> Int64:
+        """int64 [n]: the examples of the batch that ``step`` is about to take."""
+        return self.journal.take(None, self._stride(), consume=False).indices
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """float32 [n]: the importance weights of the batch that ``step`` is about to take."""
+        return _weights_of(self.journal.take(None, self._stride(), consume=False))
+
+    def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
+        """Records a batch's losses and returns mean(weight * loss), with its graph.
+
+        Args:
+            losses: floating [n], one for each example of the next batch not consumed, on any device, attached or not.
+                Losses of 16-bit dtypes are averaged in float32.
+            indices: integers [n] that came with the batch (``WithIndex``), for loaders that reorder batches.
+            observations: what else the policy uses, by name, [n, ...] each.
+
+        Returns: a scalar tensor on the losses' device.
+
+        Raises:
+            RuntimeError: nothing is outstanding, or an earlier batch was neither stepped nor skipped.
+            ValueError: another length than the batch's; a loss that is not finite (``on_nonfinite``), which for
+                losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
+
+        Never waits for the device.
+        """
+        taken = self._record(losses, indices, observations)
+        wide = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+        if taken.weights is not None:
+            wide = wide * _weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
+        if self.store.on_nonfinite == "raise":
+            return wide.mean()
+        finite = torch.isfinite(losses.detach())
+        return torch.where(finite, wide, 0).sum() / finite.sum().clamp(min=1)
+
+    def record(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> None:
+        """``step`` without a result."""
+        self._record(losses, indices, observations)
+
+    def skip(self) -> None:
+        """Passes over the next batch not consumed: no losses will come for it. RuntimeError if there is none."""
+        self._check_outstanding()
+        self.journal.take(None, self._stride())
+
+    def flush(self) -> None:
+        """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end."""
+        self._feedback.apply()
+
+    def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
+        if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
+            raise TypeError("losses: expected a floating-point tensor, one loss for each example (reduction='none')")
+        if losses.ndim != 1:
+            raise ValueError(
+                f"losses: expected one for each example, shape [n] (reduction='none'), got {list(losses.shape)}"
+            )
+        if self.store.policy.observes and self.store.on_nonfinite == "raise" and losses.device.type == "cpu":
+            finite = torch.isfinite(losses.detach())
+            if not finite.all():
+                row = int((~finite).int().argmax())
+                raise nonfinite(row, float(losses[row]))
+        for name in self.store.policy.requires:
+            if name not in observations:
+                raise TypeError(f"policy {self.store.policy.name!r} also needs {name}, [n], by name")
+        at = None if indices is None else as_indices(indices)
+        if at is not None and len(at) != len(losses):
+            raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
+        self._check_outstanding()
+        taken = self._take(at, len(losses), consume=False)
+        if self.store.policy.observes:
+            self._feedback.put(taken.number, taken.indices, losses, observations)
+            if self.lag is None and losses.device.type == "cpu":
+                self._feedback.apply()  # may refuse the losses: the batch is not consumed then
+        return self._take(at, len(losses), consume=True)
+
+    def _take(self, indices: Int64 | None, count: int, consume: bool) -> Taken:
+        if indices is None:
+            return self.journal.take(count, self._stride(), consume)
+        return self.journal.find(indices, self._stride(), consume)
+
+    def _check_outstanding(self) -> None:
+        """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.
+
+        A loader reads ahead by a constant number of batches, so no step may find more draws outstanding than an
+        epoch's first step did. A loader that draws in another thread is exempt: there the number varies.
+        """
+        outstanding = self.journal.outstanding
+        if self.lookahead is not None and self.batch_size is not None:
+            most = (self.lookahead + 1) * self.batch_size
+        elif self.journal.issuer != threading.get_ident() or not self.store.policy.observes:
+            return
+        else:
+            most = self._most_outstanding = self._most_outstanding or outstanding
+        if outstanding > most:
+            raise RuntimeError(
+                f"{outstanding} draws are outstanding where {most} were expected: a batch was neither stepped nor "
+                "skipped, so these losses would be credited to other examples than theirs; call step(losses) or skip() "
+                "once for every batch"
+            )
+
+    # An epoch.
+
+    def _slice(self) -> tuple[int, int]:
+        """(rank, number of ranks), as they are now."""
+        if self._replicas is not None and self._rank is not None:
+            return self._rank, self._replicas
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def _stride(self) -> slice:
+        rank, replicas = self._slice()
+        return slice(rank, None, replicas)
+
+    def _check_scheme(self) -> None:
+        policy = self.store.policy
+        if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
+            raise ValueError(
+                f"scheme = {self.scheme!r}: the importance weights of policy {policy.name!r} need draws with "
+                "replacement; choose another scheme, or weights that are off (for 'loss': LossPower(beta=0))"
+            )
+        if self.batch_size is None and self.scheme not in ("iid", "epoch"):
+            raise ValueError(f"scheme = {self.scheme!r}: its groups are batches, so pass batch_size=")
+        if self.batch_size is None and self.lag is not None:
+            raise ValueError(f"lag = {self.lag}: it is counted in batches, so pass batch_size=")
+        if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
+            raise ValueError(
+                f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"
+            )
+
+    def _begin(self) -> int:
+        store, policy = self.store, self.store.policy
+        replicas = self._slice()[1]
+        self._check_scheme()
+        if replicas > 1 and policy.observes:
+            raise ValueError(
+                f"{replicas} ranks: policy {policy.name!r} learns from losses, which are not yet gathered over ranks; "
+                "pass num_replicas=1, rank=0, or fixed weights"
+            )
+        if replicas > 1 and self.scheme == "epoch" and len(self) * replicas > self.num_samples:
+            raise ValueError(
+                f"num_samples = {self.num_samples} does not divide by {replicas} ranks: pass drop_last=True"
+            )
+        if self.generator is None:
+            # RandomSampler takes one number here; doing the same keeps augmentation equal between the two.
+            torch.empty((), dtype=torch.int64).random_()
+        self._feedback.apply()
+        self._iteration += 1
+        if self._began and not self._epoch_said:
+            self.epoch += 1
+        self._began, self._epoch_said = True, False
+        self.journal.clear()
+        self._drawn = self._number = 0
+        self._current, self._most_outstanding = None, None
+        store.seed = self.seed
+        store.begin_epoch(self.epoch)
+        if store.tree.refit_gain() >= 8:
+            store.tree.refit()
+        plan = policy.plan(store, store.clock, Rng(self.seed, self.epoch, 0, "plan"))
+        self._total = len(self) * replicas
+        self._planned = None
+        if plan is not None:
+            self._planned = PlannedEpoch(plan, len(store), self.seed, self.epoch)
+            total = self._planned.chosen if self._num_samples is None else min(self._planned.chosen, self._num_samples)
+            self._total = (total // replicas if self.drop_last else -(-total // replicas)) * replicas
+        elif policy.observes and self.cover_first:
+            self._cover.begin_epoch(self.seed)
+        elif policy.observes and not store.all_seen():
+            store.admit_unseen()
+        return self._iteration
+
+    def _iterate(self, drop_partial: bool = False) -> Iterator[Draws]:
+        iteration = self._begin()
+        while (draws := self._next(iteration, drop_partial)) is not None:
+            yield draws
+
+    def _next(self, iteration: int, drop_partial: bool) -> Draws | None:
+        with self.store.lock:
+            if iteration != self._iteration:
+                raise RuntimeError("a newer iteration of this sampler has begun; two loaders cannot share one sampler")
+            count = self._count()
+            if count <= 0 or (drop_partial and self.batch_size is not None and count < self.batch_size):
+                return None
+            self._apply_for_draw()
+            self.store.set_progress(self._drawn / self._total)
+            stale_on_change = not (self.batch_size or self._planned or self._cover.under_way) and self.scheme == "iid"
+            indices, probabilities, weights = self._draw(count)
+            draws = Draws(self._number, self._drawn, indices, probabilities, weights, self.batch_size is not None)
+            self._current = draws if stale_on_change else None
+            self._drawn += len(indices)
+            self._number += 1
+            self.journal.append(draws)
+            return draws
+
+    def _count(self) -> int:
+        left = self._total - self._drawn
+        if self.batch_size is not None:
+            return min(self.batch_size, left)
+        if self._cover.under_way:
+            return min(64, left)  # few: after a break, what was not taken waits for the second pass
+        redrawn = self.scheme == "iid" and type(self.store.policy).draw is Policy.draw
+        return min(AHEAD if redrawn or not self.store.policy.observes else 1, left)
+
+    def _draw(self, count: int) -> tuple[Int64, Float64, Any]:
+        store = self.store
+        if self._planned is not None:
+            indices = self._planned.take(count)
+            probabilities = np.full(count, 1.0 / self._planned.chosen)
+            of_policy = store.policy.weights(store.columns, indices, probabilities, store.clock)
+            of_plan = self._planned.weights(indices)
+            return indices, probabilities, of_plan if of_policy is None else _times(of_policy, of_plan)
+        covered = self._cover.take(count)
+        if len(covered) == 0:
+            return self._draw_by_priority(count, self._drawn)
+        probabilities = np.full(len(covered), 1.0 / len(store))
+        rest = count - len(covered)
+        if rest == 0 or self.batch_size is None:
+            return covered, probabilities, None
+        drawn, of_drawn, weights = self._draw_by_priority(rest, self._drawn + len(covered))
+        if weights is not None:
+            weights = np.concatenate([np.ones(len(covered), np.float32), weights])
+        return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights
+
+    def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Any]:
+        store, policy = self.store, self.store.policy
+        drawn = policy.draw(store, count, store.clock, Rng(self.seed, self.epoch, offset, "draw"))
+        if drawn is None:
+            drawn = store.tree.sample(
+                count, seed=self.seed, epoch=self.epoch, offset=offset, scheme=self.scheme, group=self.batch_size
+            )
+        return *drawn, policy.weights(store.columns, *drawn, store.clock)
+
+    # Losses on their way to the store.
+
+    def _apply_for_draw(self) -> None:
+        if self.lag is None:
+            self._feedback.apply()
+            return
+        stepped = self.journal.consumed_batches
+        if self.store.policy.observes and stepped < self._number - self.lag:
+            raise RuntimeError(
+                f"lag = {self.lag}: batch {self._number} is drawn when only {stepped} batches were stepped or skipped; "
+                f"the loader reads at least {self._number - stepped} batches ahead (num_workers * prefetch_factor), so "
+                "pass that as lag, and call step(losses) or skip() once for every batch"
+            )
+        self._feedback.apply(self._number - 1 - self.lag)
+
+    def _priorities_changed(self) -> None:
+        with self.store.lock:
+            if self._current is not None:
+                self._drawn = self._current.first + self._current.cut()
+                self._current = None
+
+
+class PriorityBatchSampler(Sampler[list[int]]):
+    """Yields a batch of a PrioritySampler at a time, as a fresh list[int]; give it to a loader as ``batch_sampler=``.
+
+    Args:
+        sampler: a PrioritySampler. One without a batch size takes ``batch_size`` times the number of ranks.
+        batch_size: examples a batch on this rank.
+        drop_last: leave out a last batch that is not full.
+
+    Raises: TypeError for any other sampler. ValueError if the sampler has another batch size.
+    """
+
+    def __init__(self, sampler: PrioritySampler, batch_size: int, drop_last: bool = False) -> None:
+        if not isinstance(sampler, PrioritySampler):
+            raise TypeError(f"sampler: expected a PrioritySampler, got {type(sampler).__name__}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size!r}: expected an integer >= 1")
+        replicas = sampler._slice()[1]
+        if sampler.batch_size not in (None, batch_size * replicas):
+            raise ValueError(
+                f"batch_size = {batch_size} on {replicas} ranks: the sampler's global one is {sampler.batch_size}"
+            )
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        sampler._check_scheme()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sampler = self.sampler
+        rank, replicas = sampler._slice()
+        sampler.batch_size = self.batch_size * replicas
+        for draws in sampler._iterate(self.drop_last):
+            yield (draws.indices if replicas == 1 else draws.indices[rank::replicas]).tolist()
+
+    def __len__(self) -> int:
+        n = len(self.sampler)
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The sampler's ``set_epoch``."""
+        self.sampler.set_epoch(epoch)
+
+
+def _times(of_policy: Float32, of_plan: Float32 | None) -> Float32:
+    return of_policy if of_plan is None else of_policy * of_plan
+
+
+def _weights_of(taken: Taken) -> torch.Tensor:
+    if taken.weights is None:
+        return torch.ones(len(taken.indices))
+    return torch.from_numpy(np.ascontiguousarray(taken.weights))
+
+
+def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:
+    if weights is not None:
+        if source is not None:
+            raise TypeError("weights: give either weights, or a store, data set or size")
+        array = one_dimensional(to_numpy(weights), "weights")
+        return ScoreStore(len(array), Given(array)), range(len(array))
+    if isinstance(source, ScoreStore):
+        return source, range(len(source))
+    if isinstance(source, bool) or not isinstance(source, (int, Sized)):
+        raise TypeError(
+            f"source: expected a ScoreStore, a data set with a length, or a size, got {type(source).__name__}"
+        )
+    size = source if isinstance(source, int) else len(source)
+    return ScoreStore(size), range(size) if isinstance(source, int) else source

@@ -1,0 +1,405 @@
+"""The score store: what is remembered of every example, and the priorities that follow from it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastprio import _file
+from fastprio._arrays import as_float32, as_indices, one_dimensional, to_numpy
+from fastprio._kernels import BAD_INDEX, OK, first_bad_row, set_bits
+from fastprio._random import Rng
+from fastprio.policies.base import Clock, Observation, Policy, make
+from fastprio.tree import SumTree
+
+if TYPE_CHECKING:
+    from fastprio._arrays import Float32
+
+FORMAT = 1
+ORIGINS = ("train", "score", "reference")
+_alive: weakref.WeakSet[ScoreStore] = weakref.WeakSet()
+
+
+class ScoreStore:
+    """One row an example: the columns that the policy asks for, two bits, and a priority in a SumTree.
+
+    Args:
+        size: number of examples, in [1, 2^32].
+        policy: a registered name (``fastprio.policies.registered()``) or a Policy.
+        epochs: how many epochs training will have; policies whose parameters change over training need it.
+        on_nonfinite: "raise" refuses a batch with NaN or infinite losses whole; "skip" leaves those rows out and
+            counts them in ``stats()["skipped_nonfinite"]``.
+        columns: further columns to keep, name -> dtype as in ``Policy.columns``.
+
+    Raises:
+        ValueError: an unknown policy, a size out of range, or ``epochs`` missing for a policy that needs it.
+
+    Cost: 4.54 bytes an example for the tree, the policy's columns, and 2 bits; memory is touched when first written.
+    Thread safety: methods take the store's ``lock``, which a caller may hold over several of them.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        policy: str | Policy = "loss",
+        *,
+        epochs: int | None = None,
+        on_nonfinite: str = "raise",
+        columns: Mapping[str, str | tuple[str, int]] | None = None,
+    ) -> None:
+        if on_nonfinite not in ("raise", "skip"):
+            raise ValueError(f"on_nonfinite = {on_nonfinite!r}: expected 'raise' or 'skip'")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs = {epochs}: expected epochs >= 1")
+        self.policy = make(policy)
+        if self.policy.needs_epochs and epochs is None:
+            raise ValueError(f"policy {self.policy.name!r} changes over training: pass epochs=")
+        self.epochs, self.on_nonfinite = epochs, on_nonfinite
+        self.tree = SumTree(size)
+        self.clock = Clock()
+        self.seed = 0
+        self.skipped_nonfinite = 0
+        self._types = {**self.policy.columns, **(columns or {})}
+        self._columns = {name: _allocate(kind, size) for name, kind in self._types.items()}
+        self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
+        self._fresh = np.zeros((size + 7) // 8, np.uint8)
+        self.lock = threading.RLock()
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        _alive.add(self)
+        self.policy.start(self)
+        self._warm_up()
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def __repr__(self) -> str:
+        return f"ScoreStore(size={len(self)}, policy={self.policy.name!r}, nbytes={self.nbytes})"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tree, the columns and the bits."""
+        return self.tree.nbytes + int(self._fresh.nbytes + sum(c.nbytes for c in self._columns.values()))
+
+    @property
+    def priorities(self) -> Float32:
+        """float32 [size]: a read-only view of the priorities as they are now."""
+        return self.tree.priorities
+
+    def column(self, name: str) -> Any:
+        """The array of a column, [size] or [size, width]: a view that may be written. KeyError names the columns."""
+        if name not in self._types:
+            raise KeyError(f"{name!r}: this store has {', '.join(self._types) or 'no columns'}")
+        return self._columns[name]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All columns by name, and "seen", the packed bits of the examples that have been scored."""
+        return self._columns
+
+    def seen(self) -> Any:
+        """bool [size]: which examples have ever been scored. Cost: O(size), a byte an example."""
+        return np.unpackbits(self._columns["seen"], count=len(self), bitorder="little").astype(bool)
+
+    def all_seen(self) -> bool:
+        """Whether every example has been scored. Cost: O(size / 8)."""
+        bits, rest = self._columns["seen"], len(self) % 8
+        return bool((bits[: len(self) // 8] == 255).all() and (not rest or bits[-1] == (1 << rest) - 1))
+
+    def update(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
+        """Tells the policy what was seen of some examples, and sets the priorities it returns. All or nothing.
+
+        Args:
+            indices: integers [n], each in [0, size). Duplicates are rows of their own; the last priority counts.
+            losses: real [n], finite; a tensor on any device or an array.
+            origin: "train", "score" (a forward pass without training) or "reference" (another model's losses).
+            observations: what else the policy uses, by name (``Policy.requires``), each [n, ...].
+
+        Raises:
+            IndexError: an index out of range. ValueError: lengths that differ, a loss that is not finite (see
+                ``on_nonfinite``), or what the policy refuses. TypeError: a dtype, or a required observation missing.
+                Nothing has changed then.
+
+        Cost: O(n log size).
+        """
+        at, loss = as_indices(indices), as_float32(losses, "losses")
+        others = self._others(observations, at.size)
+        if origin not in ORIGINS:
+            raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
+        if loss.size != at.size:
+            raise ValueError(f"losses: expected {at.size} of them, one for each index, got {loss.size}")
+        kind, row = first_bad_row(at, loss, len(self))
+        skipped = 0
+        if kind != OK:
+            bad = (at < 0) | (at >= len(self))
+            if bad.any():
+                row = int(bad.argmax())
+                raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
+            if kind == BAD_INDEX or self.on_nonfinite == "raise":
+                raise nonfinite(row, float(loss[row]))
+            good = np.isfinite(loss)
+            skipped = int((~good).sum())
+            at, loss, others = at[good], loss[good], {name: value[good] for name, value in others.items()}
+        with self.lock:
+            self._observe(at, Observation(loss, origin, others))
+            self.skipped_nonfinite += skipped
+        self._changed()
+
+    def _observe(self, at: Any, obs: Observation) -> None:
+        # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
+        rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
+        rows["seen"] = at >> 3
+        before = {name: self._columns[name][row] for name, row in rows.items()}
+        state = {
+            name: np.copy(value) if isinstance(value, np.ndarray) else value
+            for name, value in self.policy.state.items()
+        }
+        try:
+            rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
+            priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
+            if priorities is not None:
+                self.tree.update(at, priorities)
+        except BaseException:
+            for name, row in rows.items():
+                self._columns[name][row] = before[name]
+            self.policy.state.update(state)
+            raise
+        if obs.origin != "reference":
+            set_bits(self._columns["seen"], at)
+            set_bits(self._fresh, at)
+        self.clock.step += 1
+
+    def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
+        missing = [name for name in self.policy.requires if name not in observations]
+        if missing:
+            raise TypeError(f"policy {self.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")
+        others = {name: to_numpy(value) for name, value in observations.items()}
+        for name, value in others.items():
+            if value.ndim < 1 or len(value) != n:
+                raise ValueError(f"{name}: expected {n} rows, one for each index, got shape {value.shape}")
+        return others
+
+    def set_priorities(self, indices: Any, priorities: Any) -> None:
+        """Sets priorities directly, past the policy; see ``SumTree.update``."""
+        with self.lock:
+            self.tree.update(indices, priorities)
+        self._changed()
+
+    def admit_unseen(self) -> None:
+        """Gives every example that was never scored the policy's priority for the unseen. Cost: O(size / 8)."""
+        with self.lock:
+            priority = np.float32(self.policy.unseen())
+            if not self._columns["seen"].any():
+                self.tree.fill(priority)
+            elif (unseen := np.flatnonzero(~self.seen())).size:
+                self.tree.update(unseen, np.full(unseen.size, priority))
+        self._changed()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the clock to an epoch's start; ``stats()["staleness"]`` counts from here."""
+        with self.lock:
+            self.clock.epoch = epoch
+            self.set_progress(0.0)
+            self._fresh[:] = 0
+
+    def set_progress(self, share: float) -> None:
+        """Sets the clock's progress: ``share`` of the current epoch is over."""
+        self.clock.progress = min(1.0, (self.clock.epoch + share) / self.epochs) if self.epochs else 0.0
+
+    def resize(self, size: int) -> None:
+        """Grows or shrinks the store to ``size`` examples, keeping the rows below the smaller size.
+
+        New examples are unseen; they come first at the next epoch's start if the sampler covers, and have the
+        policy's priority for the unseen (zero for a policy that does not observe). Cost: O(size).
+        """
+        with self.lock:
+            kept = min(size, len(self))
+            tree = SumTree(size)
+            fresh = self.policy.unseen() if self.policy.observes else 0.0
+            tree.fill(np.concatenate([self.tree.priorities[:kept], np.full(size - kept, fresh, np.float32)]))
+            for name, kind in {**self._types, "seen": "bit"}.items():
+                self._columns[name] = _resized(self._columns[name], kind, kept, size)
+            self._fresh = _resized(self._fresh, "bit", kept, size)
+            self.tree = tree
+        self._changed()
+
+    def stats(self) -> dict[str, float]:
+        """A flat dict of floats about the scores: the priorities, or the losses where a policy keeps no priorities.
+
+        * ``coverage``: share of the examples ever scored, in [0, 1].
+        * ``staleness``: share of those not scored since the current epoch began, in [0, 1].
+        * ``effective_sample_size``: (sum p)^2 / sum p^2, in [0, size]: as many equal examples draw as evenly.
+        * ``tau``: sqrt(1 + CV^2) = sqrt(size / effective_sample_size), >= 1: how much selection could speed up
+          (Katharopoulos and Fleuret, arXiv 1803.00942). Near 1, priorities hardly differ.
+        * ``top_1pct_share``: share of the mass held by the largest 1 % of the scores.
+        * ``updates``, ``skipped_nonfinite``: counts of calls and of rows.
+
+        Cost: O(size), a few bytes an example while it lasts.
+        """
+        with self.lock:
+            scores = self.tree.priorities
+            if self.tree.total == 0 and "loss" in self._columns:
+                scores = self._columns["loss"]
+            seen, fresh = (
+                int(np.unpackbits(bits).sum(dtype=np.int64)) for bits in (self._columns["seen"], self._fresh)
+            )
+            first = float(scores.sum(dtype=np.float64))
+            second = float(np.einsum("i,i->", scores, scores, dtype=np.float64))
+            top = max(1, len(self) // 100)
+            largest = float(np.partition(scores, len(self) - top)[len(self) - top :].sum(dtype=np.float64))
+            effective = first * first / second if second > 0 else 0.0
+            return {
+                "size": float(len(self)),
+                "coverage": seen / len(self),
+                "staleness": 1 - fresh / seen if seen else 0.0,
+                "effective_sample_size": effective,
+                "tau": float(np.sqrt(len(self) / effective)) if effective > 0 else 1.0,
+                "top_1pct_share": largest / first if first > 0 else 0.0,
+                "updates": float(self.clock.step),
+                "skipped_nonfinite": float(self.skipped_nonfinite),
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors (copies) and plain values; loads under ``torch.load(weights_only=True)``."""
+        with self.lock:
+            arrays, plain = self._pack()
+            return {**plain, "arrays": {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what ``state_dict`` gave, of a store of the same size, policy and columns. All or nothing.
+
+        Raises: ValueError that says what differs.
+        """
+        arrays = {name: np.array(tensor.numpy()) for name, tensor in state["arrays"].items()}
+        self._unpack(arrays, state)
+        self._changed()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything to a file that ``load`` reads: the safetensors layout, with a checksum over every byte.
+
+        The file appears whole or not at all: it is written beside, synced, and renamed. Peak memory: a few MB.
+        """
+        with self.lock:
+            arrays, plain = self._pack()
+            _file.write(path, arrays, plain)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], policy: Policy | None = None) -> ScoreStore:
+        """The store that was saved. ``policy`` is needed where its class is not registered.
+
+        Raises: ValueError if the file is damaged, of a newer version, or of another policy.
+        """
+        arrays, plain = _file.read(path)
+        if policy is None:
+            policy = make(plain["policy"], **plain["policy_config"])
+        kinds = {name: tuple(kind) if isinstance(kind, list) else kind for name, kind in plain["columns"].items()}
+        extra = {name: kind for name, kind in kinds.items() if name not in policy.columns}
+        store = cls(plain["size"], policy, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra)
+        store._unpack(arrays, plain)
+        return store
+
+    def _pack(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        active, seed, epoch, following, bits = self.tree.parked
+        arrays = {"priorities": self.tree.priorities, "fresh": self._fresh}
+        arrays |= {f"column.{name}": column for name, column in self._columns.items()}
+        if active:
+            arrays["parked"] = np.frombuffer(bits, np.uint8)
+        policy_state: dict[str, Any] = {}
+        for name, value in self.policy.state.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"policy.{name}"] = value
+            else:
+                policy_state[name] = value
+        return arrays, {
+            "format": FORMAT,
+            "size": len(self),
+            "policy": self.policy.name,
+            "policy_config": self.policy.config(),
+            "policy_state": policy_state,
+            "columns": {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in self._types.items()},
+            "epochs": self.epochs,
+            "on_nonfinite": self.on_nonfinite,
+            "max_priority": self.tree.max_priority,
+            "parked": [seed, epoch, following] if active else None,
+            "clock": [self.clock.epoch, self.clock.step, self.clock.progress],
+            "seed": self.seed,
+            "skipped_nonfinite": self.skipped_nonfinite,
+        }
+
+    def _unpack(self, arrays: dict[str, Any], plain: Mapping[str, Any]) -> None:
+        if plain["format"] > FORMAT:
+            raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+        columns = {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in self._types.items()}
+        for what, here in (("size", len(self)), ("policy", self.policy.name), ("columns", columns)):
+            if plain[what] != here:
+                raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here!r}")
+        with self.lock:
+            wanted = {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
+            for name, array in wanted.items():
+                if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
+                    raise ValueError(f"the state lacks {name}, {array.dtype} {list(array.shape)}")
+            self.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
+            for name, array in wanted.items():
+                array[...] = arrays[name]
+            kept = {name.removeprefix("policy."): array for name, array in arrays.items() if name.startswith("policy.")}
+            self.policy.state.update({**plain["policy_state"], **kept})
+            self.clock = Clock(*plain["clock"])
+            self.seed, self.skipped_nonfinite = plain["seed"], plain["skipped_nonfinite"]
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Calls a bound method, held weakly, after every change of priorities."""
+        self._listeners.append(weakref.WeakMethod(callback))
+
+    def _changed(self) -> None:
+        for reference in self._listeners:
+            callback = reference()
+            if callback is not None:
+                callback()
+
+    def _warm_up(self) -> None:
+        # Compiles the policy's loops now, on no rows, and not in the first step of training.
+        none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
+        first_bad_row(np.empty(0, np.int64), none.loss, len(self))
+        set_bits(self._fresh, np.empty(0, np.int64))
+        self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
+        self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
+
+
+def nonfinite(row: int, value: float) -> ValueError:
+    """The error for a loss that cannot be recorded."""
+    return ValueError(
+        f"losses[{row}] = {value}: expected finite losses; skip() passes over the batch, and on_nonfinite='skip' "
+        "leaves such rows out and counts them"
+    )
+
+
+def _allocate(kind: str | tuple[str, int], size: int) -> Any:
+    if kind == "bit":
+        return np.zeros((size + 7) // 8, np.uint8)
+    return np.zeros(size, kind) if isinstance(kind, str) else np.zeros((size, kind[1]), kind[0])
+
+
+def _resized(column: Any, kind: str | tuple[str, int], kept: int, size: int) -> Any:
+    resized = _allocate(kind, size)
+    if kind != "bit":
+        resized[:kept] = column[:kept]
+        return resized
+    whole = (kept + 7) // 8
+    resized[:whole] = column[:whole]
+    if kept % 8:
+        resized[whole - 1] &= (1 << kept % 8) - 1  # rows that are gone leave no bits behind
+    return one_dimensional(resized, "bits")
+
+
+def _reset_locks() -> None:
+    for store in list(_alive):
+        store.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_locks)

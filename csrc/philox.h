@@ -80,12 +80,13 @@ inline __attribute__((always_inline)) void fill_words(const Stream& stream, uint
     uint32_t k0 = uint32_t(stream.seed), k1 = uint32_t(stream.seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85)
       for (int l = 0; l < kLanes; ++l) {
-        const uint64_t a = uint64_t{0xD2511F53} * c0[l];
-        const uint64_t b = uint64_t{0xCD9E8D57} * c2[l];
-        c0[l] = uint32_t(b >> 32) ^ c1[l] ^ k0;
-        c1[l] = uint32_t(b);
-        c2[l] = uint32_t(a >> 32) ^ c3[l] ^ k1;
-        c3[l] = uint32_t(a);
+        // High and low halves apart: that is how compilers recognise a vector multiplication.
+        const uint32_t a_high = uint32_t(uint64_t{0xD2511F53} * c0[l] >> 32), a_low = 0xD2511F53u * c0[l];
+        const uint32_t b_high = uint32_t(uint64_t{0xCD9E8D57} * c2[l] >> 32), b_low = 0xCD9E8D57u * c2[l];
+        c0[l] = b_high ^ c1[l] ^ k0;
+        c1[l] = b_low;
+        c2[l] = a_high ^ c3[l] ^ k1;
+        c3[l] = a_low;
       }
     for (int l = 0; l < kLanes && done < count; ++l) {
       out[done++] = c0[l] | uint64_t{c1[l]} << 32;

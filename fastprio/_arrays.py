@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,3 +68,17 @@ def one_dimensional(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     if array.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
     return array
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value as an int (numpy's integers too). TypeError if it is none, ValueError if out of [least, most]."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} = {value!r}: expected an integer")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}: expected an integer") from None
+    if number < least or (most is not None and number > most):
+        limits = f">= {least}" if most is None else f"in [{least}, {most}]"
+        raise ValueError(f"{name} = {number}: expected an integer {limits}")
+    return number

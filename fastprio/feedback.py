@@ -1,7 +1,8 @@
-"""Losses on their way from the training loop to the store."""
+"""Losses on their way back: matched with the draws they belong to, queued, and handed to the store."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,29 +10,109 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastprio._arrays import to_numpy
+from fastprio._arrays import as_indices, to_numpy
+from fastprio.store import ScoreStore, nonfinite
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
-    from fastprio.store import ScoreStore
+    from fastprio.journal import Journal, Taken
 
 
 class Feedback:
-    """A queue of recorded losses, by the number of their batch; applying them is a matter of when, not of what."""
+    """What ``step`` does, for one sampler.
 
-    def __init__(self, store: ScoreStore) -> None:
-        self._store = store
+    Args:
+        store: learns from the losses, if its policy observes. journal: knows which draws they belong to.
+        lag: None applies losses as they come (from an accelerator: at the next draw); else draws apply them.
+    """
+
+    def __init__(self, store: ScoreStore, journal: Journal, lag: int | None) -> None:
+        self._store, self._journal, self._lag = store, journal, lag
         self._queue: deque[_Update] = deque()
+        self._most_outstanding: int | None = None
 
-    def put(self, number: int, indices: Int64, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
-        """Queues a batch's losses [n] and other observations. Never waits for a device."""
-        self._queue.append(_Update(number, indices, losses, observations))
+    def begin_epoch(self, most_outstanding: int | None) -> None:
+        """Applies everything. ``most_outstanding``: how many draws a step may find outstanding; None: as the first."""
+        self.apply()
+        self._most_outstanding = most_outstanding
+
+    def record(self, losses: torch.Tensor, indices: Any, observations: Mapping[str, Any], stride: slice) -> Taken:
+        """Takes the losses of the next batch (or the one with ``indices``), as ``PrioritySampler.step`` says."""
+        policy = self._store.policy
+        if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
+            raise TypeError("losses: expected a floating-point tensor, one loss for each example (reduction='none')")
+        if losses.ndim != 1:
+            shape = list(losses.shape)
+            raise ValueError(f"losses: expected one for each example, shape [n] (reduction='none'), got {shape}")
+        if policy.observes and self._store.on_nonfinite == "raise" and losses.device.type == "cpu":
+            finite = torch.isfinite(losses.detach())
+            if not finite.all():
+                row = int((~finite).int().argmax())
+                raise nonfinite(row, float(losses[row]))
+        for name in policy.requires:
+            if name not in observations:
+                raise TypeError(f"policy {policy.name!r} also needs {name}, [n], by name")
+        at = None if indices is None else as_indices(indices)
+        if at is not None and len(at) != len(losses):
+            raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
+        self._check_outstanding()
+        taken = self._take(at, len(losses), stride, consume=False)
+        if policy.observes:
+            self._queue.append(_Update(taken.number, taken.indices, losses, observations))
+            if self._lag is None and losses.device.type == "cpu":
+                self.apply()  # may refuse the losses: the batch is not consumed then
+        return self._take(at, len(losses), stride, consume=True)
+
+    def _take(self, indices: Int64 | None, count: int, stride: slice, consume: bool) -> Taken:
+        if indices is None:
+            return self._journal.take(count, stride, consume)
+        return self._journal.find(indices, stride, consume)
+
+    def skip(self, stride: slice) -> None:
+        """Passes over the next batch."""
+        self._check_outstanding()
+        self._journal.take(None, stride)
+
+    def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
+        """mean(weight * loss) with its graph, over the finite losses where others are skipped."""
+        wide = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+        if taken.weights is not None:
+            wide = wide * weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
+        if self._store.on_nonfinite == "raise":
+            return wide.mean()
+        finite = torch.isfinite(losses.detach())
+        return torch.where(finite, wide, 0).sum() / finite.sum().clamp(min=1)
 
     def apply(self, newest: int | None = None) -> None:
         """Hands the losses of the batches up to number ``newest`` to the store, oldest first; None: all."""
         while self._queue and (newest is None or self._queue[0].number <= newest):
             update = self._queue.popleft()
             self._store.update(update.indices, update.losses(), **update.observations())
+
+    def _check_outstanding(self) -> None:
+        """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.
+
+        A loader reads ahead by a constant number of batches, so no step may find more draws outstanding than an
+        epoch's first step did. A loader that draws in another thread is exempt: there the number varies.
+        """
+        outstanding = self._journal.outstanding
+        if self._most_outstanding is None:
+            if self._journal.issuer != threading.get_ident() or not self._store.policy.observes:
+                return
+            self._most_outstanding = outstanding
+        if outstanding > self._most_outstanding:
+            raise RuntimeError(
+                f"{outstanding} draws are outstanding where {self._most_outstanding} were expected: a batch was "
+                "neither stepped nor skipped, so these losses would be credited to other examples than theirs; call "
+                "step(losses) or skip() once for every batch"
+            )
+
+
+def weights_of(taken: Taken) -> torch.Tensor:
+    """float32 [n]: the importance weights of drawn examples."""
+    if taken.weights is None:
+        return torch.ones(len(taken.indices))
+    return torch.from_numpy(np.ascontiguousarray(taken.weights))
 
 
 class _Update:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,14 @@ import torch
 import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
 
-from fastprio._arrays import as_indices, one_dimensional, to_numpy
+from fastprio._arrays import integer, one_dimensional, to_numpy
 from fastprio._random import Rng
-from fastprio.feedback import Feedback
+from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Draws, Journal, Taken
 from fastprio.order import Cover, PlannedEpoch
 from fastprio.policies.base import Plan, Policy
 from fastprio.policies.given import Given
-from fastprio.store import ScoreStore, nonfinite
+from fastprio.store import ScoreStore
 from fastprio.tree import SCHEMES
 
 if TYPE_CHECKING:
@@ -72,11 +71,10 @@ class PrioritySampler(DistributedSampler[Any]):
     ) -> None:
         # DistributedSampler.__init__ is not called: it asks for the process group, which frameworks start later.
         self.store, self.dataset = _store_of(source, weights)
-        for name, value, least in (("num_samples", num_samples, 1), ("batch_size", batch_size, 1), ("lag", lag, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} = {value!r}: expected an integer >= {least}, or None")
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed = {seed!r}: expected an integer in [0, 2^64)")
+        num_samples = None if num_samples is None else integer("num_samples", num_samples, 1)
+        batch_size = None if batch_size is None else integer("batch_size", batch_size, 1, 1 << 31)
+        lag = None if lag is None else integer("lag", lag, 0)
+        seed = integer("seed", seed, 0, (1 << 64) - 1)
         if scheme is not None and scheme not in SCHEMES:
             raise ValueError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}")
         if not replacement and scheme not in (None, "epoch"):
@@ -100,8 +98,7 @@ class PrioritySampler(DistributedSampler[Any]):
         self._total = 0
         self._planned: PlannedEpoch | None = None
         self._cover = Cover(self.store)
-        self._feedback = Feedback(self.store)
-        self._most_outstanding: int | None = None
+        self._feedback = Feedback(self.store, self.journal, lag)
         self._check_scheme()
         self.store.listen(self._priorities_changed)
 
@@ -141,7 +138,7 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Names the next iteration's epoch; calling it twice is harmless."""
-        self.epoch, self._epoch_said = int(epoch), True
+        self.epoch, self._epoch_said = integer("epoch", epoch, 0, (1 << 32) - 1), True
 
     def __iter__(self) -> Iterator[int]:
         rank, replicas = self._slice()
@@ -161,7 +158,7 @@ class PrioritySampler(DistributedSampler[Any]):
     @property
     def weights(self) -> torch.Tensor:
         """float32 [n]: the importance weights of the batch that ``step`` is about to take."""
-        return _weights_of(self.journal.take(None, self._stride(), consume=False))
+        return weights_of(self.journal.take(None, self._stride(), consume=False))
 
     def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
         """Records a batch's losses and returns mean(weight * loss), with its graph.
@@ -181,14 +178,7 @@ class PrioritySampler(DistributedSampler[Any]):
 
         Never waits for the device.
         """
-        taken = self._record(losses, indices, observations)
-        wide = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
-        if taken.weights is not None:
-            wide = wide * _weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
-        if self.store.on_nonfinite == "raise":
-            return wide.mean()
-        finite = torch.isfinite(losses.detach())
-        return torch.where(finite, wide, 0).sum() / finite.sum().clamp(min=1)
+        return self._feedback.mean(losses, self._record(losses, indices, observations))
 
     def record(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> None:
         """``step`` without a result."""
@@ -196,63 +186,17 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def skip(self) -> None:
         """Passes over the next batch not consumed: no losses will come for it. RuntimeError if there is none."""
-        self._check_outstanding()
-        self.journal.take(None, self._stride())
+        self._feedback.skip(self._stride())
 
     def flush(self) -> None:
         """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end."""
         self._feedback.apply()
 
     def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
-        if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
-            raise TypeError("losses: expected a floating-point tensor, one loss for each example (reduction='none')")
-        if losses.ndim != 1:
-            raise ValueError(
-                f"losses: expected one for each example, shape [n] (reduction='none'), got {list(losses.shape)}"
-            )
-        if self.store.policy.observes and self.store.on_nonfinite == "raise" and losses.device.type == "cpu":
-            finite = torch.isfinite(losses.detach())
-            if not finite.all():
-                row = int((~finite).int().argmax())
-                raise nonfinite(row, float(losses[row]))
-        for name in self.store.policy.requires:
-            if name not in observations:
-                raise TypeError(f"policy {self.store.policy.name!r} also needs {name}, [n], by name")
-        at = None if indices is None else as_indices(indices)
-        if at is not None and len(at) != len(losses):
-            raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
-        self._check_outstanding()
-        taken = self._take(at, len(losses), consume=False)
-        if self.store.policy.observes:
-            self._feedback.put(taken.number, taken.indices, losses, observations)
-            if self.lag is None and losses.device.type == "cpu":
-                self._feedback.apply()  # may refuse the losses: the batch is not consumed then
-        return self._take(at, len(losses), consume=True)
-
-    def _take(self, indices: Int64 | None, count: int, consume: bool) -> Taken:
-        if indices is None:
-            return self.journal.take(count, self._stride(), consume)
-        return self.journal.find(indices, self._stride(), consume)
-
-    def _check_outstanding(self) -> None:
-        """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.
-
-        A loader reads ahead by a constant number of batches, so no step may find more draws outstanding than an
-        epoch's first step did. A loader that draws in another thread is exempt: there the number varies.
-        """
-        outstanding = self.journal.outstanding
-        if self.lookahead is not None and self.batch_size is not None:
-            most = (self.lookahead + 1) * self.batch_size
-        elif self.journal.issuer != threading.get_ident() or not self.store.policy.observes:
-            return
-        else:
-            most = self._most_outstanding = self._most_outstanding or outstanding
-        if outstanding > most:
-            raise RuntimeError(
-                f"{outstanding} draws are outstanding where {most} were expected: a batch was neither stepped nor "
-                "skipped, so these losses would be credited to other examples than theirs; call step(losses) or skip() "
-                "once for every batch"
-            )
+        taken = self._feedback.record(losses, indices, observations, self._stride())
+        if self.lag is None:
+            self._priorities_changed()  # at the latest by the next draw, which applies what came from an accelerator
+        return taken
 
     # An epoch.
 
@@ -300,14 +244,15 @@ class PrioritySampler(DistributedSampler[Any]):
         if self.generator is None:
             # RandomSampler takes one number here; doing the same keeps augmentation equal between the two.
             torch.empty((), dtype=torch.int64).random_()
-        self._feedback.apply()
+        ahead, batch = self.lookahead, self.batch_size
+        self._feedback.begin_epoch(None if ahead is None or batch is None else (ahead + 1) * batch)
         self._iteration += 1
         if self._began and not self._epoch_said:
             self.epoch += 1
         self._began, self._epoch_said = True, False
         self.journal.clear()
         self._drawn = self._number = 0
-        self._current, self._most_outstanding = None, None
+        self._current = None
         store.seed = self.seed
         store.begin_epoch(self.epoch)
         if store.tree.refit_gain() >= 8:
@@ -422,8 +367,7 @@ class PriorityBatchSampler(Sampler[list[int]]):
     def __init__(self, sampler: PrioritySampler, batch_size: int, drop_last: bool = False) -> None:
         if not isinstance(sampler, PrioritySampler):
             raise TypeError(f"sampler: expected a PrioritySampler, got {type(sampler).__name__}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size!r}: expected an integer >= 1")
+        batch_size = integer("batch_size", batch_size, 1, 1 << 31)
         replicas = sampler._slice()[1]
         if sampler.batch_size not in (None, batch_size * replicas):
             raise ValueError(
@@ -450,12 +394,6 @@ class PriorityBatchSampler(Sampler[list[int]]):
 
 def _times(of_policy: Float32, of_plan: Float32 | None) -> Float32:
     return of_policy if of_plan is None else of_policy * of_plan
-
-
-def _weights_of(taken: Taken) -> torch.Tensor:
-    if taken.weights is None:
-        return torch.ones(len(taken.indices))
-    return torch.from_numpy(np.ascontiguousarray(taken.weights))
 
 
 def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastprio import _file
-from fastprio._arrays import as_float32, as_indices, one_dimensional, to_numpy
+from fastprio._arrays import as_float32, as_indices, integer, one_dimensional, to_numpy
 from fastprio._kernels import BAD_INDEX, OK, first_bad_row, set_bits
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
@@ -55,8 +55,7 @@ class ScoreStore:
     ) -> None:
         if on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite = {on_nonfinite!r}: expected 'raise' or 'skip'")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs = {epochs}: expected epochs >= 1")
+        epochs = None if epochs is None else integer("epochs", epochs, 1)
         self.policy = make(policy)
         if self.policy.needs_epochs and epochs is None:
             raise ValueError(f"policy {self.policy.name!r} changes over training: pass epochs=")
@@ -368,6 +367,7 @@ class ScoreStore:
         set_bits(self._fresh, np.empty(0, np.int64))
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
+        self.policy.unseen()
 
 
 def nonfinite(row: int, value: float) -> ValueError:

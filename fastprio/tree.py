@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import weakref
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio import _core
-from fastprio._arrays import as_float32, as_indices, one_dimensional, to_numpy
+from fastprio._arrays import as_float32, as_indices, integer, one_dimensional, to_numpy
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -39,9 +38,7 @@ class SumTree:
     """
 
     def __init__(self, size: int, *, _scale: int | None = None) -> None:
-        size = operator.index(size)
-        if not 1 <= size <= _core.MAX_SIZE:
-            raise ValueError(f"size = {size}: expected 1 <= size <= 2^32")
+        size = integer("size", size, 1, _core.MAX_SIZE)
         if _scale is not None and not -97 <= _scale <= 179:
             raise ValueError(f"_scale = {_scale}: expected -97 <= _scale <= 179")
         self._core = _core.SumTree(size) if _scale is None else _core.SumTree(size, _scale)

@@ -200,7 +200,7 @@ NB_MODULE(_core, m) {
       .def("parked", [](const SumTree& tree) {
         const auto& p = tree.parked();
         return nb::typed<nb::tuple, bool, uint64_t, uint32_t, uint64_t, nb::bytes>(nb::make_tuple(
-            p.active, p.seed, p.epoch, p.next, nb::bytes(tree.parked_bits().data(), tree.parked_bits().size())));
+            p.active, p.seed, p.epoch, p.next, nb::bytes(tree.parked_bits().data(), p.active ? (tree.size() + 7) / 8 : 0)));
       }, "(active, seed, epoch, next, a bit an example)")
       .def("set_parked", [](SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t next, In<uint8_t> bits) {
         if (bits.size() != (tree.size() + 7) / 8) throw nb::value_error("bits: expected one for each example");

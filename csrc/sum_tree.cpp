@@ -499,7 +499,7 @@ Status SumTree::sample_epoch(const Request& request, int64_t* indices, double* p
   Parked before = parked_;
   std::vector<uint8_t> bits_before;
   if (begins) {
-    std::vector<uint8_t> bits((size_ + 7) / 8);
+    std::vector<uint8_t> bits(leaves_.size() / 8);  // whole blocks, as searches read them
     bits_before = std::exchange(parked_bits_, std::move(bits));
     parked_ = {true, request.seed, 0, request.epoch};
     if (before.active) rebuild();
@@ -530,6 +530,7 @@ void SumTree::forget_parked() {
 void SumTree::set_parked(const Parked& parked, std::vector<uint8_t> bits) {
   parked_ = parked;
   parked_bits_ = std::move(bits);
+  if (parked_.active) parked_bits_.resize(leaves_.size() / 8);
   rebuild();
 }
 

@@ -122,8 +122,8 @@ class SumTree {
   // it is conditional on the draws before it in the group or epoch. Only kEpoch changes the tree.
   Status sample(const Request& request, int64_t* indices, double* probabilities);
 
-  // What scheme "epoch" has parked, for saving and loading: a bit an example (empty: nothing), and
-  // which draw comes next.
+  // What scheme "epoch" has parked, for saving and loading: a bit an example (empty: nothing; padded with
+  // zeros to whole blocks of leaves), and which draw comes next.
   struct Parked {
     bool active = false;
     uint64_t seed = 0, next = 0;

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     Float64: TypeAlias = npt.NDArray[np.float64]
     Uint8: TypeAlias = npt.NDArray[np.uint8]
 
+INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
+
 
 def to_numpy(value: Any) -> npt.NDArray[Any]:
     """A numpy view of an array or a tensor on any device (copied to the host where it is elsewhere)."""
-    if isinstance(value, torch.Tensor):
-        # .numpy() is a view and costs under a microsecond; going through DLPack costs several.
-        value = value.detach().cpu()
-        view: npt.NDArray[Any] = (value.float() if value.dtype == torch.bfloat16 else value).resolve_neg().numpy()
-        return view
-    return np.asarray(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    try:
+        view: npt.NDArray[Any] = value.numpy()  # half a microsecond; through DLPack it would be several
+    except (RuntimeError, TypeError):  # it has a graph, is elsewhere, or is of a dtype that numpy lacks
+        value = value.detach().cpu().resolve_neg()
+        view = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return view
 
 
 def as_indices(value: Any, name: str = "indices") -> Int64:
     """int64 [n], C-contiguous. Any integer dtype that int64 holds; TypeError otherwise."""
     array = to_numpy(value)
-    if array.dtype != np.int64:
+    if array.dtype != INT64:
         if array.size == 0 and array.dtype == np.float64:  # an empty list
             return np.empty(0, np.int64)
         if array.dtype.kind not in "iu":
@@ -39,7 +43,8 @@ def as_indices(value: Any, name: str = "indices") -> Int64:
         if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
             raise IndexError(f"{name}: {array.max()} does not fit int64")
         array = array.astype(np.int64)
-    return np.ascontiguousarray(one_dimensional(array, name))
+    array = one_dimensional(array, name)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def as_float32(value: Any, name: str) -> Float32:
@@ -49,7 +54,7 @@ def as_float32(value: Any, name: str) -> Float32:
     ValueError, so that no example silently stops or dominates.
     """
     array = to_numpy(value)
-    if array.dtype != np.float32:
+    if array.dtype != FLOAT32:
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
         with np.errstate(over="ignore", under="ignore"):
@@ -60,7 +65,8 @@ def as_float32(value: Any, name: str) -> Float32:
                 at = int(lost.argmax())
                 raise ValueError(f"{name}[{at}] = {array.ravel()[at]}: float32 cannot hold it; rescale the {name}")
         array = narrow
-    return np.ascontiguousarray(one_dimensional(array, name))
+    array = one_dimensional(array, name)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def one_dimensional(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:

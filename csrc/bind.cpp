@@ -83,13 +83,15 @@ void fill(SumTree& tree, In<float> priorities) {
   if (!s.ok()) raise(tree, s, nullptr, priorities.data());
 }
 
-void fill_scalar(SumTree& tree, float priority) {
+// The number comes as an array of one: a float argument would pass through a conversion that may flush it to zero.
+void fill_scalar(SumTree& tree, In<float> priority) {
+  if (priority.size() != 1) throw nb::value_error("priority: expected one");
   Status s;
   {
     nb::gil_scoped_release release;
-    s = tree.fill(priority);
+    s = tree.fill(priority.data()[0]);
   }
-  if (!s.ok()) raise(tree, s, nullptr, &priority);
+  if (!s.ok()) raise(tree, s, nullptr, priority.data());
 }
 
 void write_leaves(SumTree& tree, uint64_t begin, In<float> priorities) {
@@ -103,7 +105,7 @@ void write_leaves(SumTree& tree, uint64_t begin, In<float> priorities) {
   if (!s.ok()) raise(tree, s, nullptr, priorities.data());
 }
 
-void adopt(SumTree& tree, SumTree& written) {
+void adopt(SumTree& tree, const SumTree& written) {
   if (tree.size() != written.size()) throw nb::value_error("trees of one size expected");
   nb::gil_scoped_release release;
   tree.adopt(written);
@@ -184,7 +186,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("size", &SumTree::size)
       .def_prop_ro("total", &SumTree::total)
       .def_prop_ro("scale", &SumTree::scale)
-      .def_prop_ro("max_priority", &SumTree::max_priority)
+      .def_prop_ro("max_bits", &SumTree::max_bits)
       .def_prop_ro("nbytes", &SumTree::bytes)
       .def("update", &update, "indices"_a, "priorities"_a)
       .def("fill", &fill, "priorities"_a)
@@ -192,15 +194,17 @@ NB_MODULE(_core, m) {
       .def("write", &write_leaves, "begin"_a, "priorities"_a)
       .def("adopt", &adopt, "written"_a)
       .def("refit", &SumTree::refit, nb::call_guard<nb::gil_scoped_release>())
-      .def("refit_gain", &SumTree::refit_gain, nb::call_guard<nb::gil_scoped_release>())
-      .def("set_max", [](SumTree& tree, float max) { tree.set_max(priority_bits(max)); }, "max_priority"_a)
-      .def("gather", &gather, "indices"_a, "priorities"_a)
-      .def("find", &find, "masses"_a, "indices"_a)
-      .def("sample", &sample, "seed"_a, "epoch"_a, "offset"_a, "scheme"_a, "group"_a, "indices"_a, "probabilities"_a)
+      .def("refit_gain", &SumTree::refit_gain, "least"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("set_max", &SumTree::set_max, "bits"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("gather", &gather, "indices"_a, "priorities"_a.noconvert())
+      .def("find", &find, "masses"_a, "indices"_a.noconvert())
+      .def("sample", &sample, "seed"_a, "epoch"_a, "offset"_a, "scheme"_a, "group"_a,
+           "indices"_a.noconvert(), "probabilities"_a.noconvert())
       .def("parked", [](const SumTree& tree) {
         const auto& p = tree.parked();
         return nb::typed<nb::tuple, bool, uint64_t, uint32_t, uint64_t, nb::bytes>(nb::make_tuple(
-            p.active, p.seed, p.epoch, p.next, nb::bytes(tree.parked_bits().data(), p.active ? (tree.size() + 7) / 8 : 0)));
+            p.active, p.seed, p.epoch, p.next,
+            nb::bytes(tree.parked_bits().data(), p.active ? (tree.size() + 7) / 8 : 0)));
       }, "(active, seed, epoch, next, a bit an example)")
       .def("set_parked", [](SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t next, In<uint8_t> bits) {
         if (bits.size() != (tree.size() + 7) / 8) throw nb::value_error("bits: expected one for each example");
@@ -208,15 +212,17 @@ NB_MODULE(_core, m) {
       }, "seed"_a, "epoch"_a, "next"_a, "bits"_a)
       .def("priorities", [](SumTree& tree) {
         return nb::ndarray<const float, nb::numpy, nb::ndim<1>>(tree.priorities(), {tree.size()}, nb::find(tree));
-      }, "A read-only view of all leaves; it dies with the next adopt().")
+      }, "A read-only view of all leaves.")
       .def("level", [](SumTree& tree, int k) {
         if (k < 0 || k >= tree.levels()) throw nb::index_error("no such level");
         return nb::ndarray<const uint64_t, nb::numpy, nb::ndim<1>>(tree.level(k), {tree.level_size(k)}, nb::find(tree));
       }, "k"_a, "For tests: the sums of level k, 0 being the one above the leaves.")
       .def_prop_ro("levels", &SumTree::levels);
 
-  m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a, "indices"_a);
-  m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a, "out"_a);
+  m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a,
+        "indices"_a.noconvert());
+  m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a,
+        "out"_a.noconvert());
   m.def("word", [](uint64_t seed, uint32_t epoch, Purpose purpose, uint64_t n, uint32_t attempt) {
     return word({seed, epoch, purpose}, n, attempt);
   }, "seed"_a, "epoch"_a, "purpose"_a, "n"_a, "attempt"_a);

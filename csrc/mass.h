@@ -32,8 +32,10 @@ inline uint32_t mass(uint32_t bits, int scale) {
   const uint32_t exponent = bits >> 23;
   const uint32_t significand = exponent ? (bits & 0x7FFFFF) | 0x800000 : bits;
   const int shift = int(exponent ? exponent : 1) - 150 + scale;  // p * 2^scale = significand * 2^shift
-  // Above 7 the scale was not chosen for this priority, which only tests do: the mass is clamped.
-  const uint32_t left = shift > 7 ? kMaxMass : significand << (shift & 7);
+  // What would not fit is clamped. That happens only under a scale chosen for a smaller priority, in tests; but
+  // a subnormal's short significand may rightly move up by more than the seven places that others have.
+  const int up = shift < 0 ? 0 : shift > 31 ? 31 : shift;
+  const uint32_t left = significand > (kMaxMass >> up) ? kMaxMass : significand << up;
   const int places = shift >= 0 ? 1 : shift < -26 ? 26 : -shift;
   const uint32_t half = uint32_t{1} << (places - 1), odd = (significand >> places) & 1;
   const uint32_t right = (significand + (half - 1) + odd) >> places;

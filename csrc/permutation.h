@@ -3,12 +3,13 @@
 // shuffle()    writes a whole permutation: Fisher-Yates, uniform over all n! orders given ideal bits.
 // Permutation  computes any single position in O(1) time and memory, so that a billion examples can be
 //              visited once each in random order without a list of them. It is a Feistel network on the
-//              next power of two with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
+//              next power of two (at least 2^8) with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
 //              domains", CT-RSA 2002), then a rotation. The rotation makes every (position, value) pair
 //              exactly equally likely over the keys; pairs of positions are only as good as eight
 //              Feistel rounds make them. Not for cryptography.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <utility>
@@ -34,7 +35,7 @@ class Permutation {
  public:
   // The keys are words 0 to 4 of the stream.
   Permutation(uint64_t n, const Stream& stream) : n_(n) {
-    const int bits = n > 1 ? std::bit_width(n - 1) : 0;
+    const int bits = std::max(kLeastBits, int(std::bit_width(n - 1)));
     low_bits_ = bits / 2;
     low_mask_ = (uint32_t{1} << low_bits_) - 1;
     high_mask_ = (uint32_t{1} << (bits - low_bits_)) - 1;
@@ -52,7 +53,7 @@ class Permutation {
   // The value at `position` in [0, n).
   uint64_t operator()(uint64_t position) const {
     uint64_t x = position;
-    do x = scramble(x);  // fewer than two turns on average: n is above half the power of two
+    do x = scramble(x);  // fewer than two turns on average, unless n is below 2^kLeastBits
     while (x >= n_);
     x += rotation_;
     return x < n_ ? x : x - n_;
@@ -60,6 +61,8 @@ class Permutation {
 
  private:
   static constexpr int kRounds = 8;
+  // Halves of one or two bits would not mix; a small n walks its cycle a little longer instead.
+  static constexpr int kLeastBits = 8;
 
   // C. Wellons' "lowbias32" integer hash (public domain, nullprogram.com/blog/2018/07/31).
   static uint32_t mix(uint32_t x) {

@@ -200,8 +200,6 @@ SumTree::SumTree(uint64_t size, int fixed_scale)
   } while (n > kFanout);
 }
 
-float SumTree::max_priority() const { return std::bit_cast<float>(max_bits_); }
-
 size_t SumTree::bytes() const {
   size_t bytes = leaves_.size() * sizeof(float) + parked_bits_.size();
   for (const auto& level : levels_) bytes += level.size() * sizeof(uint64_t);
@@ -288,8 +286,8 @@ Status SumTree::write(uint64_t begin, const float* priorities, size_t count) {
   return {};
 }
 
-void SumTree::adopt(SumTree& written) {
-  leaves_ = std::move(written.leaves_);
+void SumTree::adopt(const SumTree& written) {
+  std::copy_n(written.leaves_.data(), size_, leaves_.data());  // copied: views of our leaves stay valid
   forget_parked();
   set_max(written.max_bits_);
 }
@@ -328,10 +326,9 @@ void SumTree::refit() {
   set_max(max_bits);
 }
 
-int SumTree::refit_gain() const {
+int SumTree::refit_gain(int least) const {
   if (fixed_scale_ != kFreeScale || max_bits_ == 0) return 0;
-  // Follow the heaviest child down. If the leaf found there is in M's scale group or the one below it,
-  // the answer is known without looking at all leaves.
+  // Follow the heaviest child down: the leaf found there bounds the gain, mostly without a look at all leaves.
   uint64_t i = 0;
   for (int k = levels() - 1; k >= 0; --k) {
     const uint64_t* children = levels_[k].data() + i * kFanout;
@@ -340,9 +337,10 @@ int SumTree::refit_gain() const {
   uint32_t max_bits = 0;
   for (uint64_t c = 0; c < kFanout; ++c)
     max_bits = std::max(max_bits, std::bit_cast<uint32_t>(leaves_[i * kFanout + c]));
-  if (max_bits == 0 || scale_of(max_bits) - scale_ >= 8)
+  if (max_bits == 0 || scale_of(max_bits) - scale_ >= least)
     for (uint64_t j = 0; j < size_; ++j) max_bits = std::max(max_bits, std::bit_cast<uint32_t>(leaves_[j]));
-  return max_bits == 0 ? 0 : scale_of(max_bits) - scale_;
+  const int gain = max_bits == 0 ? 0 : scale_of(max_bits) - scale_;
+  return gain >= least ? gain : 0;
 }
 
 Status SumTree::gather(const int64_t* indices, size_t count, float* priorities) const {

@@ -12,8 +12,8 @@
 //    SIMD path. They do not drift.
 //  * Zero is never drawn, everything above zero can be: mass(p) >= 1 for p > 0.
 //  * A call is all or nothing. It is checked whole before the first write; what was wrong, and where,
-//    comes back as a Status. Nothing here throws but allocation, and only construction, adopt() and the
-//    first "epoch" draw allocate more than a call's scratch.
+//    comes back as a Status. Nothing here throws but allocation, and only construction and the first
+//    "epoch" draw allocate more than a call's scratch.
 //
 // Scale. masses are p * 2^scale, and scale is a function of M, the largest priority offered since the
 // last refit() or fill (losing duplicates included), in steps of 4 bits. When M enters another group, all
@@ -88,7 +88,7 @@ class SumTree {
   uint64_t size() const { return size_; }
   uint64_t total() const { return total_; }
   int scale() const { return scale_; }
-  float max_priority() const;  // M
+  uint32_t max_bits() const { return max_bits_; }  // M, as the bits of a float
   size_t bytes() const;
 
   // priorities[j] becomes the priority of indices[j]; the last duplicate wins. O(count * levels).
@@ -99,16 +99,16 @@ class SumTree {
   Status fill(float priority);
 
   // For a fill that comes in pieces: write() the leaves of an otherwise unused tree, without sums, then
-  // adopt() takes the leaves over, with the same result as fill().
+  // adopt() copies the leaves, with the same result as fill().
   Status write(uint64_t begin, const float* priorities, size_t count);
-  void adopt(SumTree& written);
+  void adopt(const SumTree& written);
 
   // M becomes the largest priority there is, nothing stays parked, and the sums follow: bit-equal to a
   // tree filled afresh with the same priorities. O(size).
   void refit();
-  // By how many bits the scale would grow, that is, how much resolution refit() would win. O(levels) where
-  // that is small, O(size) where it may be large.
-  int refit_gain() const;
+  // By how many bits the scale would grow, that is, how much resolution refit() would win; 0 if fewer than
+  // `least`, which is >= 1. O(levels) where a heavy leaf shows that, else O(size).
+  int refit_gain(int least) const;
   // For loading a saved state: M as it was. bits are those of a valid priority >= every leaf.
   void set_max(uint32_t bits);
 

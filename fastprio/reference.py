@@ -95,7 +95,7 @@ class Permutation:
 
     def __init__(self, n: int, seed: int, epoch: int, purpose: Purpose) -> None:
         self.n = n
-        bits = (n - 1).bit_length()
+        bits = max(8, (n - 1).bit_length())
         self.low_bits, self.high_bits = bits // 2, bits - bits // 2
         pairs = [word(seed, epoch, purpose, j) for j in range(4)]
         self.keys = [key for pair in pairs for key in (pair % 2**32, pair >> 32)]

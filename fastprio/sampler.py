@@ -255,7 +255,7 @@ class PrioritySampler(DistributedSampler[Any]):
         self._current = None
         store.seed = self.seed
         store.begin_epoch(self.epoch)
-        if store.tree.refit_gain() >= 8:
+        if store.tree.refit_gain(least=8):
             store.tree.refit()
         plan = policy.plan(store, store.clock, Rng(self.seed, self.epoch, 0, "plan"))
         self._total = len(self) * replicas

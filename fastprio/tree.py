@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
 SCHEMES = {name: getattr(_core.Scheme, name) for name in ("iid", "stratified", "systematic", "unique", "epoch")}
+FLOAT32_MAX = 3.4028234663852886e38
 _alive: weakref.WeakSet[SumTree] = weakref.WeakSet()
 
 
@@ -59,7 +61,10 @@ class SumTree:
     @property
     def max_priority(self) -> float:
         """The largest priority offered since the last ``refit`` or ``fill``; it sets the scale of the masses."""
-        return self._core.max_priority
+        bits = self._core.max_bits
+        exponent, fraction = bits >> 23, bits & 0x7FFFFF
+        # By integers: a conversion from float32 would lose a subnormal where denormals are flushed.
+        return math.ldexp(fraction | 0x800000 if exponent else fraction, max(exponent, 1) - 150)
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +118,7 @@ class SumTree:
         if array.ndim == 0:
             value = as_float32(array.reshape(1), "priorities")
             with self._lock:
-                self._core.fill_scalar(float(value[0]))
+                self._core.fill_scalar(value)
             return
         values = as_float32(array, "priorities")
         with self._lock:
@@ -140,10 +145,13 @@ class SumTree:
         with self._lock:
             self._core.refit()
 
-    def refit_gain(self) -> int:
-        """How many bits of resolution ``refit`` would win: 0, 4, 8, ... Cost: O(log size), at worst O(size)."""
+    def refit_gain(self, least: int = 1) -> int:
+        """How many bits of resolution ``refit`` would win: 4, 8, ..., or 0 if fewer than ``least`` (>= 1).
+
+        Cost: O(log size) where a heavy example shows that it is less, else O(size).
+        """
         with self._lock:
-            return self._core.refit_gain()
+            return self._core.refit_gain(integer("least", least, 1, 512))
 
     @property
     def parked(self) -> tuple[bool, int, int, int, bytes]:
@@ -156,14 +164,23 @@ class SumTree:
         Raises: ValueError, as ``fill``, or if ``max_priority`` is below a priority. Nothing has changed then.
         """
         values = as_float32(priorities, "priorities")
-        if values.size and not float(values.max()) <= max_priority < float("inf"):
-            raise ValueError(f"max_priority = {max_priority}: expected a finite number, no priority above it")
+        if not (0 <= max_priority <= FLOAT32_MAX and (not values.size or float(values.max()) <= max_priority)):
+            raise ValueError(f"max_priority = {max_priority}: expected a float32, and no priority above it")
+        exponent = max(math.frexp(max_priority)[1], -125) if max_priority else -125
+        significand = int(math.ldexp(max_priority, 24 - exponent))
+        aside = None
+        if parked is not None:
+            seed, epoch, following = (
+                integer("parked", n, 0, (1 << b) - 1) for n, b in zip(parked, (64, 32, 62), strict=True)
+            )
+            aside = one_dimensional(np.ascontiguousarray(bits, np.uint8), "bits")
+            if len(aside) != (len(self) + 7) // 8:
+                raise ValueError(f"bits: expected {(len(self) + 7) // 8} bytes, got {len(aside)}")
         with self._lock:
             self._core.fill(values)
-            self._core.set_max(max_priority)
-            if parked is not None:
-                seed, epoch, following = parked
-                self._core.set_parked(seed, epoch, following, np.ascontiguousarray(bits, np.uint8))
+            self._core.set_max(significand + ((exponent + 125) << 23))
+            if aside is not None:
+                self._core.set_parked(seed, epoch, following, aside)
 
     def find(self, masses: Any) -> Int64:
         """The leaf i with prefix(i) <= mass < prefix(i + 1), int64 [n], for each of ``masses`` (integers [n]).
@@ -212,7 +229,7 @@ class SumTree:
 
         Args:
             count: number of draws, >= 0.
-            seed: in [0, 2^64). epoch: in [0, 2^32). offset: in [0, 2^62].
+            seed: in [0, 2^64). epoch: in [0, 2^32). offset: in [0, 2^62).
             group: draws in a group, in [1, 2^31]; ``count`` if not given. Used by stratified, systematic, unique.
             out: (int64 [count], float64 [count]), contiguous, written and returned instead of new arrays.
 
@@ -229,17 +246,24 @@ class SumTree:
         code = SCHEMES.get(scheme)
         if code is None:
             raise ValueError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}")
-        limits = (("count", count, 62), ("seed", seed, 64), ("epoch", epoch, 32), ("offset", offset, 62))
-        for name, value, bits in limits:
-            if not 0 <= value < 1 << bits:
-                raise ValueError(f"{name} = {value}: expected 0 <= {name} < 2^{bits}")
+        count, offset = integer("count", count, 0, (1 << 62) - 1), integer("offset", offset, 0, (1 << 62) - 1)
+        seed, epoch = integer("seed", seed, 0, (1 << 64) - 1), integer("epoch", epoch, 0, (1 << 32) - 1)
+        group = max(count, 1) if group is None else integer("group", group, 1, 1 << 31)
         if out is None:
             out = (np.empty(count, np.int64), np.empty(count, np.float64))
-        elif out[0].size != count or out[1].size != count:
-            raise ValueError(f"out: expected two arrays of {count}, got {out[0].size} and {out[1].size}")
+        else:
+            _check_out(out, count)
         with self._lock:
-            self._core.sample(seed, epoch, offset, code, group if group is not None else max(count, 1), *out)
+            self._core.sample(seed, epoch, offset, code, group, *out)
         return out
+
+
+def _check_out(out: tuple[Int64, Float64], count: int) -> None:
+    for array, dtype in zip(out, (np.int64, np.float64), strict=True):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.flags.c_contiguous:
+            raise TypeError("out: expected contiguous numpy arrays, int64 and float64")
+        if array.shape != (count,):
+            raise ValueError(f"out: expected two arrays of {count}, got shape {array.shape}")
 
 
 def _reset_locks() -> None:

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Builds and runs the C++ tests: run.sh [sanitizers], for example run.sh address,undefined
+set -eu
+cd "$(dirname "$0")"
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+flags="-std=c++20 -O1 -g -Wall -Wextra -Werror -fno-strict-aliasing -I../../csrc"
+if [ -n "${1:-}" ]; then
+  flags="$flags -fsanitize=$1 -fno-sanitize-recover=all -fno-omit-frame-pointer"
+fi
+# shellcheck disable=SC2086  # the flags are words
+${CXX:-g++} $flags -c ../../csrc/sum_tree.cpp -o "$build/sum_tree.o"
+for test in *.cpp; do
+  # shellcheck disable=SC2086
+  ${CXX:-g++} $flags "$test" "$build/sum_tree.o" -o "$build/${test%.cpp}"
+  "$build/${test%.cpp}"
+done

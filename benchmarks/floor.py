@@ -30,7 +30,9 @@ def uniform(n: int) -> float:
     return (time.perf_counter() - begin) / n * 1e9
 
 
-def prioritized(batches: fastprio.PriorityBatchSampler, indices: list[torch.Tensor], values: list[torch.Tensor]) -> float:
+def prioritized(
+    batches: fastprio.PriorityBatchSampler, indices: list[torch.Tensor], values: list[torch.Tensor]
+) -> float:
     """ns per index of an epoch of prioritized batches with an update of 256 priorities after each."""
     tree, n = batches.sampler.store.tree, len(batches.sampler)
     begin = time.perf_counter()
@@ -82,9 +84,13 @@ def main() -> None:
         "machine": f"{platform.machine()}, {_processor()}",
         "date": time.strftime("%Y-%m-%d"),
     }
-    print(f"draw + update {ours:.0f} ns an index, uniform {theirs:.0f}, ratio {ratio:.2f} (n = {n}, {options.repeats} pairs)")
+    print(
+        f"draw + update {ours:.0f} ns an index, uniform {theirs:.0f}, ratio {ratio:.2f} (n = {n}, {options.repeats} pairs)"
+    )
     print(f"first batch at n = 1e7: {first:.1f} ms")
-    print(f"bytes an example: tree {record['tree_bytes_per_example']:.2f}, store 'loss' {record['store_bytes_per_example']:.2f}")
+    print(
+        f"bytes an example: tree {record['tree_bytes_per_example']:.2f}, store 'loss' {record['store_bytes_per_example']:.2f}"
+    )
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 

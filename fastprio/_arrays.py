@@ -47,11 +47,11 @@ def as_indices(value: Any, name: str = "indices") -> Int64:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def as_float32(value: Any, name: str) -> Float32:
+def as_float32(value: Any, name: str, tiny_is_zero: bool = False) -> Float32:
     """float32 [n], C-contiguous. Any real dtype; TypeError otherwise.
 
-    A float64 that float32 cannot hold (overflow, or a number above zero that would become zero) raises
-    ValueError, so that no example silently stops or dominates.
+    A float64 that float32 cannot hold raises ValueError: one too large, or, unless ``tiny_is_zero``, one above zero
+    that would become zero, so that no example silently stops being drawn.
     """
     array = to_numpy(value)
     if array.dtype != FLOAT32:
@@ -60,7 +60,7 @@ def as_float32(value: Any, name: str) -> Float32:
         with np.errstate(over="ignore", under="ignore"):
             narrow = array.astype(np.float32)
         if array.dtype.itemsize > 4:
-            lost = (np.isinf(narrow) & np.isfinite(array)) | ((narrow == 0) & (array != 0))
+            lost = (np.isinf(narrow) & np.isfinite(array)) | ((narrow == 0) & (array != 0) & (not tiny_is_zero))
             if lost.any():
                 at = int(lost.argmax())
                 raise ValueError(f"{name}[{at}] = {array.ravel()[at]}: float32 cannot hold it; rescale the {name}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,10 +29,11 @@ PIECE = 8 << 20
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Writes the file beside, syncs it, renames it, and syncs the folder. OSError leaves the old file as it was."""
+    """Writes the file beside, syncs it, renames it, syncs the folder. OSError leaves the old file, or the new one."""
     target = Path(path)
     header = _header(arrays, plain)
-    handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    beside = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             checksum = 0
@@ -85,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     with open(path, "rb") as file:
         try:
             return _parse(file, length)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)}: not a whole fastprio file: {error}") from error
 
 

@@ -63,7 +63,7 @@ def power(x: float, exponent: float) -> float:
     """x ** exponent for x >= 0, the same bits on every machine (libm's pow is not).
 
     Only IEEE additions, multiplications and divisions, which no conforming machine rounds differently. Relative
-    error below 1e-12. x = 0 gives 0, or 1 if exponent is 0.
+    error below 1e-12 for |exponent| <= 50. Below 2^-1022 the result is 0. x = 0 gives 0, or 1 if exponent is 0.
     """
     if exponent == 0.0 or x == 1.0:
         return 1.0
@@ -88,7 +88,7 @@ def power(x: float, exponent: float) -> float:
         series = series * q + c
     y = exponent * (e + 2.8853900817779268 * s * series)
     # 2^y = 2^n * e^(f ln 2), |f| <= 1/2: twelve terms leave 1e-14.
-    if y > 1023.0:
+    if y >= 1024.0:
         return np.inf
     if y < -1022.0:
         return 0.0
@@ -97,4 +97,6 @@ def power(x: float, exponent: float) -> float:
     series = 1.0 / 479001600.0
     for c in INVERSE_FACTORIALS:
         series = series * z + c
-    return series * np.int64((np.int64(n) + 1023) << 52).view(np.float64)
+    half = np.int64(n) >> 1  # in two factors: 2^1024 is no float64
+    series *= np.int64((half + 1023) << 52).view(np.float64)
+    return series * np.int64((np.int64(n) - half + 1023) << 52).view(np.float64)

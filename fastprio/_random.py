@@ -40,7 +40,9 @@ class Rng:
         return self.integers(1 << 53, count).astype(np.float64) * 2.0**-53
 
     def choose(self, n: int, count: int) -> Int64:
-        """int64 [count]: different integers of [0, n), the start of a keyed permutation. n is in [1, 2^32]."""
+        """int64 [min(count, n)]: different integers of [0, n), in random order. n is in [1, 2^32]."""
+        if n <= 1 << 16:  # of the permutations of few, a keyed one reaches too few; a sort is uniform
+            return np.argsort(self.integers(1 << 62, n), kind="stable")[:count]
         key = _core.word(self.seed, self.epoch, _core.Purpose.policy, self._next, 0)
         self._next += 1
         out = np.empty(min(count, n), np.int64)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from fastprio._arrays import as_indices, to_numpy
-from fastprio.store import ScoreStore, nonfinite
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
     from fastprio.journal import Journal, Taken
+    from fastprio.store import ScoreStore
 
 
 class Feedback:
@@ -29,14 +29,14 @@ class Feedback:
     def __init__(self, store: ScoreStore, journal: Journal, lag: int | None) -> None:
         self._store, self._journal, self._lag = store, journal, lag
         self._queue: deque[_Update] = deque()
-        self._most_outstanding: int | None = None
+        self._most_left: int | None = None
 
-    def begin_epoch(self, most_outstanding: int | None) -> None:
-        """Applies everything. ``most_outstanding``: how many draws a step may find outstanding; None: as the first."""
+    def begin_epoch(self, most_left: int | None) -> None:
+        """Applies everything. ``most_left``: how many draws a step may leave outstanding; None: as the first did."""
         self.apply()
-        self._most_outstanding = most_outstanding
+        self._most_left = most_left
 
-    def record(self, losses: torch.Tensor, indices: Any, observations: Mapping[str, Any], stride: slice) -> Taken:
+    def record(self, losses: torch.Tensor, indices: Any, observations: Mapping[str, Any]) -> Taken:
         """Takes the losses of the next batch (or the one with ``indices``), as ``PrioritySampler.step`` says."""
         policy = self._store.policy
         if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
@@ -44,34 +44,36 @@ class Feedback:
         if losses.ndim != 1:
             shape = list(losses.shape)
             raise ValueError(f"losses: expected one for each example, shape [n] (reduction='none'), got {shape}")
-        if policy.observes and self._store.on_nonfinite == "raise" and losses.device.type == "cpu":
-            finite = torch.isfinite(losses.detach())
-            if not finite.all():
-                row = int((~finite).int().argmax())
-                raise nonfinite(row, float(losses[row]))
-        for name in policy.requires:
-            if name not in observations:
-                raise TypeError(f"policy {policy.name!r} also needs {name}, [n], by name")
         at = None if indices is None else as_indices(indices)
         if at is not None and len(at) != len(losses):
             raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
-        self._check_outstanding()
-        taken = self._take(at, len(losses), stride, consume=False)
+        if at is not None and self._lag is not None:
+            raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
+        taken = self._take(at, len(losses), consume=False)
+        self._check_left(len(losses))
         if policy.observes:
-            self._queue.append(_Update(taken.number, taken.indices, losses, observations))
             if self._lag is None and losses.device.type == "cpu":
-                self.apply()  # may refuse the losses: the batch is not consumed then
-        return self._take(at, len(losses), stride, consume=True)
+                self.apply()
+                self._store.update(taken.indices, losses, **observations)  # if it refuses, nothing was consumed
+            else:
+                self._put(taken, losses, observations)
+        return self._take(at, len(losses), consume=True)
 
-    def _take(self, indices: Int64 | None, count: int, stride: slice, consume: bool) -> Taken:
+    def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
+        if losses.device.type == "cpu":  # elsewhere it would have to wait
+            self._store.check(taken.indices, losses, **observations)
+        self._queue.append(_Update(taken.number, taken.indices, losses, observations))
+
+    def _take(self, indices: Int64 | None, count: int | None, consume: bool) -> Taken:
         if indices is None:
-            return self._journal.take(count, stride, consume)
-        return self._journal.find(indices, stride, consume)
+            return self._journal.take(count, consume)
+        return self._journal.find(indices, consume)
 
-    def skip(self, stride: slice) -> None:
-        """Passes over the next batch."""
-        self._check_outstanding()
-        self._journal.take(None, stride)
+    def skip(self, count: int | None, indices: Any) -> None:
+        """Passes over the next batch, or the one with ``indices``."""
+        at = None if indices is None else as_indices(indices)
+        self._check_left(len(self._take(at, count, consume=False).indices))
+        self._take(at, count, consume=True)
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""
@@ -89,30 +91,30 @@ class Feedback:
             update = self._queue.popleft()
             self._store.update(update.indices, update.losses(), **update.observations())
 
-    def _check_outstanding(self) -> None:
+    def _check_left(self, count: int) -> None:
         """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.
 
-        A loader reads ahead by a constant number of batches, so no step may find more draws outstanding than an
+        A loader reads ahead by a constant number of batches, so no step may leave more draws outstanding than an
         epoch's first step did. A loader that draws in another thread is exempt: there the number varies.
         """
-        outstanding = self._journal.outstanding
-        if self._most_outstanding is None:
+        left = self._journal.outstanding - count
+        if self._most_left is None:
             if self._journal.issuer != threading.get_ident() or not self._store.policy.observes:
                 return
-            self._most_outstanding = outstanding
-        if outstanding > self._most_outstanding:
+            self._most_left = left
+        if left > self._most_left:
             raise RuntimeError(
-                f"{outstanding} draws are outstanding where {self._most_outstanding} were expected: a batch was "
-                "neither stepped nor skipped, so these losses would be credited to other examples than theirs; call "
-                "step(losses) or skip() once for every batch"
+                f"{left} draws would stay outstanding where {self._most_left} were expected: a batch was neither "
+                "stepped nor skipped, so these losses would be credited to other examples than theirs; call step(losses) or "
+                "skip() once for every batch"
             )
 
 
 def weights_of(taken: Taken) -> torch.Tensor:
-    """float32 [n]: the importance weights of drawn examples."""
+    """float32 [n]: the importance weights of drawn examples, a copy."""
     if taken.weights is None:
         return torch.ones(len(taken.indices))
-    return torch.from_numpy(np.ascontiguousarray(taken.weights))
+    return torch.from_numpy(np.array(taken.weights))
 
 
 class _Update:

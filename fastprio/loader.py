@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fastprio._arrays import integer
 from fastprio.policies.base import Policy
-from fastprio.sampler import PriorityBatchSampler, PrioritySampler
+from fastprio.sampler import PriorityBatchSampler, PrioritySampler, slice_of_batch
 from fastprio.store import ScoreStore
 
 OWN = ("sampler", "batch_sampler", "shuffle")
@@ -75,7 +77,7 @@ class PriorityLoader(DataLoader[Any]):
             store,
             num_samples,
             replacement,
-            batch_size=batch_size,
+            batch_size=integer("batch_size", batch_size, 1) * slice_of_batch()[1],
             scheme=scheme,
             cover_first=cover_first,
             seed=seed,
@@ -89,6 +91,10 @@ class PriorityLoader(DataLoader[Any]):
         self._priority = sampler
         sampler.lookahead = self.num_workers * (self.prefetch_factor or 0)
         if not self.in_order:
+            if lag is not None:
+                raise ValueError(
+                    f"lag = {lag}: it needs batches in the order in which they were drawn, so in_order=True"
+                )
             sampler.lookahead = None  # batches come as they are ready: step(..., indices=) says which
         sampler._check_scheme()
 
@@ -115,9 +121,9 @@ class PriorityLoader(DataLoader[Any]):
         """As ``PrioritySampler.record``."""
         self._priority.record(losses, indices=indices, **observations)
 
-    def skip(self) -> None:
+    def skip(self, *, indices: Any = None) -> None:
         """As ``PrioritySampler.skip``: no losses will come for the batch just yielded."""
-        self._priority.skip()
+        self._priority.skip(indices=indices)
 
     @property
     def indices(self) -> Any:
@@ -139,13 +145,17 @@ class WithIndex(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
-        fetch = getattr(dataset, "__getitems__", None)
-        if fetch is not None:
+        if hasattr(dataset, "__getitems__"):
             # torch asks for this name on the instance; a data set without it must not seem to have it.
-            self.__getitems__ = lambda indices: list(zip(indices, fetch(indices), strict=True))
+            self.__getitems__ = functools.partial(_fetch, dataset)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         return index, self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
+
+
+def _fetch(dataset: Any, indices: list[int]) -> list[tuple[int, Any]]:
+    # Not a lambda: worker processes that are not forked get the data set pickled.
+    return list(zip(indices, dataset.__getitems__(indices), strict=True))

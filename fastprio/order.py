@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,13 +56,16 @@ class PlannedEpoch:
             self._left_out = np.packbits(left_out, bitorder="little")
         if self.chosen == 0:
             raise ValueError(f"the plan for epoch {epoch} leaves out every example")
+        self._size, self._seed, self._epoch, self._pass = size, seed, epoch, 0
         self._walk = Walk(size, seed, epoch, _core.Purpose.plan)
 
     def take(self, count: int) -> Int64:
-        """The next ``count`` examples. Past the end it starts over: ranks need equal shares."""
+        """The next ``count`` examples. Past the end come all again, in another order."""
         indices = self._walk.take(count, self._left_out)
         if len(indices) < count:
-            self._walk.position = 0
+            self._pass += 1
+            seed = (self._seed + self._pass * 0x9E3779B97F4A7C15) % (1 << 64)
+            self._walk = Walk(self._size, seed, self._epoch, _core.Purpose.plan)
             indices = np.concatenate([indices, self.take(count - len(indices))])
         return indices
 
@@ -92,9 +95,25 @@ class Cover:
         """Whether draws come from here."""
         return self._walk is not None
 
-    def begin_epoch(self, seed: int) -> None:
-        """Starts the pass that is due, if one is."""
+    @property
+    def state(self) -> tuple[Any, int, int]:
+        """Where covering stands: (the walk, its position, passes made)."""
+        return self._walk, self._walk.position if self._walk is not None else 0, self._passes
+
+    def go_back(self, state: tuple[Any, int, int]) -> None:
+        """Goes back to an earlier state: what came after was never consumed, and is to come again."""
+        self._walk, position, self._passes = state
+        if self._walk is not None:
+            self._walk.position = position
+
+    def begin_epoch(self, seed: int, first: bool) -> None:
+        """Starts the pass that is due, if one is; without ``first`` the unseen get their priority instead, once."""
         if self.under_way:
+            return
+        if not first:
+            if self._size < len(self._store):
+                self._size, self._passes = len(self._store), 2
+                self._store.admit_unseen()
             return
         if self._size < len(self._store):
             self._size, self._passes = len(self._store), 0

@@ -70,6 +70,8 @@ class PrioritySampler(DistributedSampler[Any]):
         drop_last: bool = False,
     ) -> None:
         # DistributedSampler.__init__ is not called: it asks for the process group, which frameworks start later.
+        if not isinstance(replacement, bool):
+            raise TypeError(f"replacement = {replacement!r}: expected a bool")
         self.store, self.dataset = _store_of(source, weights)
         num_samples = None if num_samples is None else integer("num_samples", num_samples, 1)
         batch_size = None if batch_size is None else integer("batch_size", batch_size, 1, 1 << 31)
@@ -93,7 +95,7 @@ class PrioritySampler(DistributedSampler[Any]):
         self._num_samples, self._scheme = num_samples, scheme
         self._replicas, self._rank = num_replicas, rank
         self._began = self._epoch_said = False
-        self._iteration = self._drawn = self._number = 0
+        self._iteration = self._running = self._drawn = self._number = 0
         self._current: Draws | None = None  # single draws that a change of priorities makes stale
         self._total = 0
         self._planned: PlannedEpoch | None = None
@@ -141,31 +143,32 @@ class PrioritySampler(DistributedSampler[Any]):
         self.epoch, self._epoch_said = integer("epoch", epoch, 0, (1 << 32) - 1), True
 
     def __iter__(self) -> Iterator[int]:
-        rank, replicas = self._slice()
         for draws in self._iterate():
-            if replicas == 1:
-                yield from draws.singly()
-            else:
-                yield from draws.indices[rank::replicas].tolist()
+            yield from draws.singly()
 
     # What the training loop calls.
 
     @property
     def indices(self) -> Int64:
-        """int64 [n]: the examples of the batch that ``step`` is about to take."""
-        return self.journal.take(None, self._stride(), consume=False).indices
+        """int64 [n]: the examples of the batch that ``step`` is about to take (of single draws: all outstanding)."""
+        return self.journal.take(None, consume=False).indices.copy()
+
+    @property
+    def probabilities(self) -> Float64:
+        """float64 [n]: with which probability each of them was drawn."""
+        return self.journal.take(None, consume=False).probabilities.copy()
 
     @property
     def weights(self) -> torch.Tensor:
-        """float32 [n]: the importance weights of the batch that ``step`` is about to take."""
-        return weights_of(self.journal.take(None, self._stride(), consume=False))
+        """float32 [n]: their importance weights, a copy."""
+        return weights_of(self.journal.take(None, consume=False))
 
     def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
         """Records a batch's losses and returns mean(weight * loss), with its graph.
 
         Args:
-            losses: floating [n], one for each example of the next batch not consumed, on any device, attached or not.
-                Losses of 16-bit dtypes are averaged in float32.
+            losses: floating [n], one for each example of the next batch not consumed (or of an equal part of it, where
+                gradients are accumulated), on any device, attached or not. 16-bit losses are averaged in float32.
             indices: integers [n] that came with the batch (``WithIndex``), for loaders that reorder batches.
             observations: what else the policy uses, by name, [n, ...] each.
 
@@ -173,10 +176,11 @@ class PrioritySampler(DistributedSampler[Any]):
 
         Raises:
             RuntimeError: nothing is outstanding, or an earlier batch was neither stepped nor skipped.
-            ValueError: another length than the batch's; a loss that is not finite (``on_nonfinite``), which for
-                losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
+            ValueError: another length; a loss that is not finite (``on_nonfinite``) or that the policy refuses, which
+                for losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
 
-        Never waits for the device.
+        A forgotten step is found where later ones show it. One before an epoch's first step cannot be: PriorityLoader,
+        which knows what it has yielded, finds that too. Never waits for the device.
         """
         return self._feedback.mean(losses, self._record(losses, indices, observations))
 
@@ -184,16 +188,23 @@ class PrioritySampler(DistributedSampler[Any]):
         """``step`` without a result."""
         self._record(losses, indices, observations)
 
-    def skip(self) -> None:
-        """Passes over the next batch not consumed: no losses will come for it. RuntimeError if there is none."""
-        self._feedback.skip(self._stride())
+    def skip(self, count: int | None = None, *, indices: Any = None) -> None:
+        """Passes over the next batch not consumed, or the one with ``indices``: no losses will come for it.
+
+        ``count`` examples are passed over where the sampler draws singly, without a batch size; it is needed there.
+
+        Raises: RuntimeError if nothing is outstanding. ValueError if ``count`` is missing, or indices are not found.
+        """
+        if self.batch_size is None and count is None:
+            raise ValueError("count: this sampler has no batch_size; say how many examples the skipped batch had")
+        self._feedback.skip(count, indices)
 
     def flush(self) -> None:
         """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end."""
         self._feedback.apply()
 
     def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
-        taken = self._feedback.record(losses, indices, observations, self._stride())
+        taken = self._feedback.record(losses, indices, observations)
         if self.lag is None:
             self._priorities_changed()  # at the latest by the next draw, which applies what came from an accelerator
         return taken
@@ -204,16 +215,12 @@ class PrioritySampler(DistributedSampler[Any]):
         """(rank, number of ranks), as they are now."""
         if self._replicas is not None and self._rank is not None:
             return self._rank, self._replicas
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-
-    def _stride(self) -> slice:
-        rank, replicas = self._slice()
-        return slice(rank, None, replicas)
+        return slice_of_batch()
 
     def _check_scheme(self) -> None:
-        policy = self.store.policy
+        policy, replicas = self.store.policy, self._slice()[1]
+        if self.batch_size is not None and self.batch_size % replicas:
+            raise ValueError(f"batch_size = {self.batch_size}: the global batch must divide by {replicas} ranks")
         if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
             raise ValueError(
                 f"scheme = {self.scheme!r}: the importance weights of policy {policy.name!r} need draws with "
@@ -245,29 +252,34 @@ class PrioritySampler(DistributedSampler[Any]):
             # RandomSampler takes one number here; doing the same keeps augmentation equal between the two.
             torch.empty((), dtype=torch.int64).random_()
         ahead, batch = self.lookahead, self.batch_size
-        self._feedback.begin_epoch(None if ahead is None or batch is None else (ahead + 1) * batch)
+        self._feedback.begin_epoch(None if ahead is None or batch is None else ahead * batch)
+        unconsumed = self.journal.oldest()
+        if unconsumed is not None and unconsumed.cover is not None and self.journal.consumed_batches:
+            # A loop that broke off: covering goes on after what was consumed, however far the loader had read ahead.
+            self._cover.go_back(unconsumed.cover)
         self._iteration += 1
         if self._began and not self._epoch_said:
             self.epoch += 1
-        self._began, self._epoch_said = True, False
+        self._began, self._epoch_said, self._running = True, False, self.epoch
         self.journal.clear()
         self._drawn = self._number = 0
         self._current = None
         store.seed = self.seed
-        store.begin_epoch(self.epoch)
+        store.begin_epoch(self._running)
         if store.tree.refit_gain(least=8):
             store.tree.refit()
-        plan = policy.plan(store, store.clock, Rng(self.seed, self.epoch, 0, "plan"))
+        plan = policy.plan(store, store.clock, Rng(self.seed, self._running, 0, "plan"))
         self._total = len(self) * replicas
         self._planned = None
         if plan is not None:
-            self._planned = PlannedEpoch(plan, len(store), self.seed, self.epoch)
-            total = self._planned.chosen if self._num_samples is None else min(self._planned.chosen, self._num_samples)
+            self._planned = PlannedEpoch(plan, len(store), self.seed, self._running)
+            total = self._planned.chosen
+            if self._num_samples is not None:  # a plan without codes has no end of its own
+                total = self._num_samples if plan.codes is None else min(total, self._num_samples)
             self._total = (total // replicas if self.drop_last else -(-total // replicas)) * replicas
-        elif policy.observes and self.cover_first:
-            self._cover.begin_epoch(self.seed)
-        elif policy.observes and not store.all_seen():
-            store.admit_unseen()
+        elif policy.observes:
+            # Without replacement everything comes once anyway, and what was covered would come twice.
+            self._cover.begin_epoch(self.seed, self.cover_first and self.scheme != "epoch")
         return self._iteration
 
     def _iterate(self, drop_partial: bool = False) -> Iterator[Draws]:
@@ -284,10 +296,20 @@ class PrioritySampler(DistributedSampler[Any]):
                 return None
             self._apply_for_draw()
             self.store.set_progress(self._drawn / self._total)
-            stale_on_change = not (self.batch_size or self._planned or self._cover.under_way) and self.scheme == "iid"
-            indices, probabilities, weights = self._draw(count)
-            draws = Draws(self._number, self._drawn, indices, probabilities, weights, self.batch_size is not None)
-            self._current = draws if stale_on_change else None
+            cover = self._cover.state
+            indices, probabilities, weights, live = self._draw(count)
+            rank, replicas = self._slice()
+            draws = Draws(
+                self._number,
+                self._drawn,
+                indices,
+                probabilities,
+                weights,
+                mine=slice(rank, None, replicas),
+                whole=self.batch_size is not None,
+                cover=cover,
+            )
+            self._current = draws if live and self.batch_size is None and self.scheme == "iid" else None
             self._drawn += len(indices)
             self._number += 1
             self.journal.append(draws)
@@ -298,36 +320,37 @@ class PrioritySampler(DistributedSampler[Any]):
         if self.batch_size is not None:
             return min(self.batch_size, left)
         if self._cover.under_way:
-            return min(64, left)  # few: after a break, what was not taken waits for the second pass
+            return min(64, left)
         redrawn = self.scheme == "iid" and type(self.store.policy).draw is Policy.draw
-        return min(AHEAD if redrawn or not self.store.policy.observes else 1, left)
+        replicas = self._slice()[1]
+        return min(AHEAD - AHEAD % replicas if redrawn or not self.store.policy.observes else 1, left)
 
-    def _draw(self, count: int) -> tuple[Int64, Float64, Any]:
+    def _draw(self, count: int) -> tuple[Int64, Float64, Float32 | None, bool]:
+        """Indices, probabilities, weights, and whether all of them come from the priorities as they are now."""
         store = self.store
         if self._planned is not None:
             indices = self._planned.take(count)
             probabilities = np.full(count, 1.0 / self._planned.chosen)
-            of_policy = store.policy.weights(store.columns, indices, probabilities, store.clock)
-            of_plan = self._planned.weights(indices)
-            return indices, probabilities, of_plan if of_policy is None else _times(of_policy, of_plan)
+            weights = store.policy.weights(store.columns, indices, probabilities, store.clock)
+            return indices, probabilities, _times(weights, self._planned.weights(indices)), False
         covered = self._cover.take(count)
         if len(covered) == 0:
-            return self._draw_by_priority(count, self._drawn)
+            return *self._draw_by_priority(count, self._drawn), True
         probabilities = np.full(len(covered), 1.0 / len(store))
         rest = count - len(covered)
         if rest == 0 or self.batch_size is None:
-            return covered, probabilities, None
+            return covered, probabilities, None, False
         drawn, of_drawn, weights = self._draw_by_priority(rest, self._drawn + len(covered))
         if weights is not None:
             weights = np.concatenate([np.ones(len(covered), np.float32), weights])
-        return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights
+        return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights, False
 
-    def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Any]:
+    def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
         store, policy = self.store, self.store.policy
-        drawn = policy.draw(store, count, store.clock, Rng(self.seed, self.epoch, offset, "draw"))
+        drawn = policy.draw(store, count, store.clock, Rng(self.seed, self._running, offset, "draw"))
         if drawn is None:
             drawn = store.tree.sample(
-                count, seed=self.seed, epoch=self.epoch, offset=offset, scheme=self.scheme, group=self.batch_size
+                count, seed=self.seed, epoch=self._running, offset=offset, scheme=self.scheme, group=self.batch_size
             )
         return *drawn, policy.weights(store.columns, *drawn, store.clock)
 
@@ -349,7 +372,7 @@ class PrioritySampler(DistributedSampler[Any]):
     def _priorities_changed(self) -> None:
         with self.store.lock:
             if self._current is not None:
-                self._drawn = self._current.first + self._current.cut()
+                self._drawn = self._current.first + self.journal.cut(self._current)
                 self._current = None
 
 
@@ -378,10 +401,9 @@ class PriorityBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         sampler = self.sampler
-        rank, replicas = sampler._slice()
-        sampler.batch_size = self.batch_size * replicas
+        sampler.batch_size = self.batch_size * sampler._slice()[1]
         for draws in sampler._iterate(self.drop_last):
-            yield (draws.indices if replicas == 1 else draws.indices[rank::replicas]).tolist()
+            yield draws.listed()
 
     def __len__(self) -> int:
         n = len(self.sampler)
@@ -392,8 +414,18 @@ class PriorityBatchSampler(Sampler[list[int]]):
         self.sampler.set_epoch(epoch)
 
 
-def _times(of_policy: Float32, of_plan: Float32 | None) -> Float32:
-    return of_policy if of_plan is None else of_policy * of_plan
+def slice_of_batch() -> tuple[int, int]:
+    """(rank, number of ranks) of the process group, (0, 1) where there is none."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _times(first: Float32 | None, second: Float32 | None) -> Float32 | None:
+    """The product of weights, None being all one."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second
 
 
 def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:
@@ -404,9 +436,25 @@ def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:
         return ScoreStore(len(array), Given(array)), range(len(array))
     if isinstance(source, ScoreStore):
         return source, range(len(source))
-    if isinstance(source, bool) or not isinstance(source, (int, Sized)):
+    if isinstance(source, Sized):
+        _refuse_weights(source)
+        return ScoreStore(len(source)), source
+    try:
+        size = integer("source", source, 1)
+    except TypeError:
+        kind = type(source).__name__
+        raise TypeError(f"source: expected a ScoreStore, a data set with a length, or a size, got {kind}") from None
+    return ScoreStore(size), range(size)
+
+
+def _refuse_weights(source: Sized) -> None:
+    """TypeError for floats where a data set is expected: WeightedRandomSampler takes its weights there."""
+    if isinstance(source, (list, tuple)):
+        floats = len(source) > 0 and isinstance(source[0], float)
+    else:
+        dtype = getattr(source, "dtype", None)
+        floats = getattr(source, "ndim", 0) == 1 and "float" in str(dtype)
+    if floats:
         raise TypeError(
-            f"source: expected a ScoreStore, a data set with a length, or a size, got {type(source).__name__}"
+            "source: these are floats, not a data set; weights are given by name: PrioritySampler(weights=...)"
         )
-    size = source if isinstance(source, int) else len(source)
-    return ScoreStore(size), range(size) if isinstance(source, int) else source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import threading
 import weakref
@@ -13,15 +15,16 @@ import torch
 
 from fastprio import _file
 from fastprio._arrays import as_float32, as_indices, integer, one_dimensional, to_numpy
-from fastprio._kernels import BAD_INDEX, OK, first_bad_row, set_bits
+from fastprio._kernels import OK, first_bad_row, set_bits
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
 from fastprio.tree import SumTree
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32
+    from fastprio._arrays import Float32, Int64
 
 FORMAT = 1
+MOST_EPOCH = (1 << 32) - 1
 ORIGINS = ("train", "score", "reference")
 _alive: weakref.WeakSet[ScoreStore] = weakref.WeakSet()
 
@@ -64,7 +67,14 @@ class ScoreStore:
         self.clock = Clock()
         self.seed = 0
         self.skipped_nonfinite = 0
+        taken = sorted({"seen", *self.policy.columns} & set(columns or {}))
+        if taken:
+            raise ValueError(f"columns: {taken[0]!r} is the store's or the policy's own")
         self._types = {**self.policy.columns, **(columns or {})}
+        for name, kind in self._types.items():
+            dtype = kind if isinstance(kind, str) else kind[0]
+            if dtype != "bit" and dtype not in _file.DTYPES:
+                raise ValueError(f"columns: {name!r} is {dtype!r}; expected 'bit' or one of {', '.join(_file.DTYPES)}")
         self._columns = {name: _allocate(kind, size) for name, kind in self._types.items()}
         self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
         self._fresh = np.zeros((size + 7) // 8, np.uint8)
@@ -126,7 +136,21 @@ class ScoreStore:
 
         Cost: O(n log size).
         """
-        at, loss = as_indices(indices), as_float32(losses, "losses")
+        at, obs, skipped = self._checked(indices, losses, origin, observations)
+        with self.lock:
+            self._observe(at, obs)
+            self.skipped_nonfinite += skipped
+        self._changed()
+
+    def check(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
+        """Raises what ``update`` would raise, and does nothing else."""
+        self._checked(indices, losses, origin, observations)
+
+    def _checked(
+        self, indices: Any, losses: Any, origin: str, observations: Mapping[str, Any]
+    ) -> tuple[Int64, Observation, int]:
+        """The rows as arrays, without those that are skipped, and how many those were."""
+        at, loss = as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True)
         others = self._others(observations, at.size)
         if origin not in ORIGINS:
             raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
@@ -139,15 +163,17 @@ class ScoreStore:
             if bad.any():
                 row = int(bad.argmax())
                 raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
-            if kind == BAD_INDEX or self.on_nonfinite == "raise":
-                raise nonfinite(row, float(loss[row]))
+            if self.on_nonfinite == "raise":
+                raise ValueError(
+                    f"losses[{row}] = {loss[row]}: expected finite losses; skip() passes over the batch, and "
+                    "on_nonfinite='skip' leaves such rows out and counts them"
+                )
             good = np.isfinite(loss)
             skipped = int((~good).sum())
             at, loss, others = at[good], loss[good], {name: value[good] for name, value in others.items()}
-        with self.lock:
-            self._observe(at, Observation(loss, origin, others))
-            self.skipped_nonfinite += skipped
-        self._changed()
+        obs = Observation(loss, origin, others)
+        self.policy.check(obs)
+        return at, obs, skipped
 
     def _observe(self, at: Any, obs: Observation) -> None:
         # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
@@ -166,6 +192,7 @@ class ScoreStore:
         except BaseException:
             for name, row in rows.items():
                 self._columns[name][row] = before[name]
+            self.policy.state.clear()
             self.policy.state.update(state)
             raise
         if obs.origin != "reference":
@@ -190,19 +217,23 @@ class ScoreStore:
         self._changed()
 
     def admit_unseen(self) -> None:
-        """Gives every example that was never scored the policy's priority for the unseen. Cost: O(size / 8)."""
+        """Gives every example that was never scored, and has no priority yet, the policy's one for the unseen.
+
+        Cost: O(size).
+        """
         with self.lock:
             priority = np.float32(self.policy.unseen())
-            if not self._columns["seen"].any():
+            if self.tree.total == 0 and not self._columns["seen"].any():
                 self.tree.fill(priority)
-            elif (unseen := np.flatnonzero(~self.seen())).size:
-                self.tree.update(unseen, np.full(unseen.size, priority))
+            elif not self.all_seen():
+                waiting = np.flatnonzero(~self.seen() & (self.tree.priorities == 0))
+                self.tree.update(waiting, np.full(waiting.size, priority))
         self._changed()
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the clock to an epoch's start; ``stats()["staleness"]`` counts from here."""
         with self.lock:
-            self.clock.epoch = epoch
+            self.clock.epoch = integer("epoch", epoch, 0, MOST_EPOCH)
             self.set_progress(0.0)
             self._fresh[:] = 0
 
@@ -274,8 +305,11 @@ class ScoreStore:
 
         Raises: ValueError that says what differs.
         """
-        arrays = {name: np.array(tensor.numpy()) for name, tensor in state["arrays"].items()}
-        self._unpack(arrays, state)
+        try:
+            _check_format(state)
+            self._unpack({name: np.array(tensor.numpy()) for name, tensor in state["arrays"].items()}, state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a state of a ScoreStore: {error!r}") from error
         self._changed()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -294,12 +328,18 @@ class ScoreStore:
         Raises: ValueError if the file is damaged, of a newer version, or of another policy.
         """
         arrays, plain = _file.read(path)
-        if policy is None:
-            policy = make(plain["policy"], **plain["policy_config"])
-        kinds = {name: tuple(kind) if isinstance(kind, list) else kind for name, kind in plain["columns"].items()}
-        extra = {name: kind for name, kind in kinds.items() if name not in policy.columns}
-        store = cls(plain["size"], policy, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra)
-        store._unpack(arrays, plain)
+        try:
+            _check_format(plain)
+            if policy is None:
+                policy = make(plain["policy"], **plain["policy_config"])
+            kinds = {name: tuple(kind) if isinstance(kind, list) else kind for name, kind in plain["columns"].items()}
+            extra = {name: kind for name, kind in kinds.items() if name not in policy.columns}
+            store = cls(
+                plain["size"], policy, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra
+            )
+            store._unpack(arrays, plain)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {error!r}") from error
         return store
 
     def _pack(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -313,12 +353,12 @@ class ScoreStore:
             if isinstance(value, np.ndarray):
                 arrays[f"policy.{name}"] = value
             else:
-                policy_state[name] = value
+                policy_state[name] = copy.deepcopy(value)
         return arrays, {
             "format": FORMAT,
             "size": len(self),
             "policy": self.policy.name,
-            "policy_config": self.policy.config(),
+            "policy_config": _plain(self.policy.config()),
             "policy_state": policy_state,
             "columns": {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in self._types.items()},
             "epochs": self.epochs,
@@ -331,24 +371,33 @@ class ScoreStore:
         }
 
     def _unpack(self, arrays: dict[str, Any], plain: Mapping[str, Any]) -> None:
-        if plain["format"] > FORMAT:
-            raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
-        columns = {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in self._types.items()}
-        for what, here in (("size", len(self)), ("policy", self.policy.name), ("columns", columns)):
-            if plain[what] != here:
-                raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here!r}")
+        """Checks everything, then writes: ValueError, TypeError or KeyError leave the store as it was."""
+        here = self._pack()[1]
+        for what in ("size", "policy", "columns", "policy_config"):
+            if plain[what] != here[what]:
+                raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here[what]!r}")
+        columns = {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
+        kept = {f"policy.{name}": v for name, v in self.policy.state.items() if isinstance(v, np.ndarray)}
+        for name, array in (columns | kept | {"priorities": self.tree.priorities}).items():
+            if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
+                raise ValueError(f"the state lacks {name}, {array.dtype} {list(array.shape)}")
+        if set(plain["policy_state"]) != set(here["policy_state"]):
+            raise ValueError(f"the state's policy_state is {plain['policy_state']!r}")
+        if len(plain["clock"]) != 3:
+            raise ValueError(f"clock = {plain['clock']}: expected epoch, step and progress")
+        epoch, step, progress = plain["clock"]
+        clock = Clock(integer("epoch", epoch, 0, MOST_EPOCH), integer("step", step, 0), float(progress))
+        seed = integer("seed", plain["seed"], 0, (1 << 64) - 1)
+        skipped = integer("skipped_nonfinite", plain["skipped_nonfinite"], 0)
+        policy_state = copy.deepcopy(dict(plain["policy_state"]))
         with self.lock:
-            wanted = {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
-            for name, array in wanted.items():
-                if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
-                    raise ValueError(f"the state lacks {name}, {array.dtype} {list(array.shape)}")
+            # The tree checks its part itself before it writes, and is the last that can refuse.
             self.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
-            for name, array in wanted.items():
+            for name, array in columns.items():
                 array[...] = arrays[name]
-            kept = {name.removeprefix("policy."): array for name, array in arrays.items() if name.startswith("policy.")}
-            self.policy.state.update({**plain["policy_state"], **kept})
-            self.clock = Clock(*plain["clock"])
-            self.seed, self.skipped_nonfinite = plain["seed"], plain["skipped_nonfinite"]
+            self.policy.state.update(policy_state)
+            self.policy.state.update({name.removeprefix("policy."): arrays[name] for name in kept})
+            self.clock, self.seed, self.skipped_nonfinite = clock, seed, skipped
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls a bound method, held weakly, after every change of priorities."""
@@ -370,12 +419,15 @@ class ScoreStore:
         self.policy.unseen()
 
 
-def nonfinite(row: int, value: float) -> ValueError:
-    """The error for a loss that cannot be recorded."""
-    return ValueError(
-        f"losses[{row}] = {value}: expected finite losses; skip() passes over the batch, and on_nonfinite='skip' "
-        "leaves such rows out and counts them"
-    )
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    # As it comes back from JSON, so that what was saved compares equal.
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def _check_format(plain: Mapping[str, Any]) -> None:
+    if integer("format", plain["format"], 1) > FORMAT:
+        raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
 
 
 def _allocate(kind: str | tuple[str, int], size: int) -> Any:

@@ -169,6 +169,8 @@ class SumTree:
         exponent = max(math.frexp(max_priority)[1], -125) if max_priority else -125
         significand = int(math.ldexp(max_priority, 24 - exponent))
         aside = None
+        if (parked is None) != (bits is None):
+            raise ValueError("parked and bits: give both or neither")
         if parked is not None:
             seed, epoch, following = (
                 integer("parked", n, 0, (1 << b) - 1) for n, b in zip(parked, (64, 32, 62), strict=True)

@@ -190,14 +190,21 @@ def test_the_total_is_not_below_the_total(tree):
     raises_and_changes_nothing(tree, lambda tree: tree.find([tree.total - 1, tree.total]), ValueError, message)
 
 
-@pytest.mark.parametrize(("indices", "error"), [([-1], IndexError), ([0, N], IndexError), ([0.0], TypeError),
-                                                ([[0]], ValueError), ([True] * N, TypeError)])
+@pytest.mark.parametrize(
+    ("indices", "error"),
+    [([-1], IndexError), ([0, N], IndexError), ([0.0], TypeError), ([[0]], ValueError), ([True] * N, TypeError)],
+)
 def test_bad_indices_are_not_read(tree, indices, error):
     raises_and_changes_nothing(tree, lambda tree: tree[indices], error, None)
 
 
 SIZES = [
-    (0, ValueError), (-1, ValueError), (2**32 + 1, ValueError), (1.0, TypeError), ("5", TypeError), (None, TypeError),
+    (0, ValueError),
+    (-1, ValueError),
+    (2**32 + 1, ValueError),
+    (1.0, TypeError),
+    ("5", TypeError),
+    (None, TypeError),
 ]
 
 
@@ -212,8 +219,21 @@ def test_priorities_are_read_only(tree):
         tree.priorities[0] = 1
 
 
-@pytest.mark.parametrize("priority", [0, 5, f32(0.1), f64(0.1), np.int32(7), np.uint8(255), np.float16(0.1), -0.0,
-                                      float(floats([1])[0]), float(floats([0x7F7FFFFF])[0])])
+@pytest.mark.parametrize(
+    "priority",
+    [
+        0,
+        5,
+        f32(0.1),
+        f64(0.1),
+        np.int32(7),
+        np.uint8(255),
+        np.float16(0.1),
+        -0.0,
+        float(floats([1])[0]),
+        float(floats([0x7F7FFFFF])[0]),
+    ],
+)
 def test_what_float32_can_hold_is_taken(tree, priority):
     """The control of this file: these look odd and are fine. -0.0 is stored as 0.0."""
     expected = abs(f32(priority))

@@ -100,8 +100,11 @@ def by_fractions(priority: float, scale: int) -> int:
 def test_mass_is_the_definition_in_fractions():
     """At random bits under every scale near which the mass is neither 0 nor all bits, and at the edges of rounding."""
     rng = generator(1)
-    cases = [(bits, scale) for bits in (0, 1, 2, 3, 0x7FFFFF, 0x800000, 0x800001, INFINITY_BITS - 1) for scale in
-             range(-97, 180)]
+    cases = [
+        (bits, scale)
+        for bits in (0, 1, 2, 3, 0x7FFFFF, 0x800000, 0x800001, INFINITY_BITS - 1)
+        for scale in range(-97, 180)
+    ]
     for bits in rng.integers(1, INFINITY_BITS, volume(20_000)).tolist():
         unit = 150 - max(bits >> 23, 1)  # p * 2^unit is its significand
         cases.append((bits, unit + int(rng.integers(-27, 9))))
@@ -141,7 +144,7 @@ def test_mass_is_monotone_and_above_zero():
     bits = np.sort(generator(3).integers(1, INFINITY_BITS, volume(100_000), dtype=np.uint32))
     for scale in (-97, -20, 0, 27, 100, 179):
         masses = masses_by_definition(floats(bits), scale)
-        in_core = np.array([_core.mass(p, scale) for p in floats(bits[:: 50]).tolist()])
+        in_core = np.array([_core.mass(p, scale) for p in floats(bits[::50]).tolist()])
         assert (np.diff(in_core) >= 0).all()
         assert in_core.min() >= 1
         np.testing.assert_array_equal(in_core, masses[::50])
@@ -164,8 +167,11 @@ def life(n: int, seed: int) -> str:
     return out.hexdigest()
 
 
-@pytest.mark.parametrize("mode", [flushed_denormals, lambda: rounding("up"), lambda: rounding("down"),
-                                  lambda: rounding("zero")], ids=["flush", "up", "down", "zero"])
+@pytest.mark.parametrize(
+    "mode",
+    [flushed_denormals, lambda: rounding("up"), lambda: rounding("down"), lambda: rounding("zero")],
+    ids=["flush", "up", "down", "zero"],
+)
 def test_floating_point_modes_change_no_bit(mode):
     expected = life(500, 4)
     with mode():
@@ -325,7 +331,10 @@ def test_the_reference_agrees_on_every_shape():
             tree = filled(priorities)
             reference = reference_of(tree)
             assert (tree.total, tree._core.scale, tree.max_priority) == (
-                reference.total, reference.scale, reference.max_priority)
+                reference.total,
+                reference.scale,
+                reference.max_priority,
+            )
             if tree.total:
                 r = sorted({0, tree.total - 1, *(generator(n).random(40) * tree.total).astype(np.int64).tolist()})
                 assert tree.find(r).tolist() == reference.find(r)

@@ -38,8 +38,9 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.update(at, np.array(values, np.float64 if as_float64 else np.float32))
         self.reference.update(at, values)
 
-    @rule(values=st.lists(priority, min_size=60, max_size=60),
-          cuts=st.none() | st.lists(st.integers(0, 60), max_size=4))
+    @rule(
+        values=st.lists(priority, min_size=60, max_size=60), cuts=st.none() | st.lists(st.integers(0, 60), max_size=4)
+    )
     def fill(self, values, cuts):
         given = np.array(values[: self.size], np.float32)
         if cuts is None:
@@ -79,8 +80,14 @@ class TreeMachine(RuleBasedStateMachine):
         assert (indices.tolist(), probabilities.tolist()) == expected
         return True
 
-    @rule(count=st.integers(0, 40), seed=seeds, epoch=st.integers(0, 2**32 - 1), offset=st.integers(0, 2**40),
-          scheme=st.sampled_from(["iid", "stratified", "systematic"]), group=groups)
+    @rule(
+        count=st.integers(0, 40),
+        seed=seeds,
+        epoch=st.integers(0, 2**32 - 1),
+        offset=st.integers(0, 2**40),
+        scheme=st.sampled_from(["iid", "stratified", "systematic"]),
+        group=groups,
+    )
     def sample(self, count, seed, epoch, offset, scheme, group):
         self.same_sample(count, seed=seed, epoch=epoch, offset=offset, scheme=scheme, group=group)
 
@@ -102,8 +109,12 @@ class TreeMachine(RuleBasedStateMachine):
         if self.same_sample(count, seed=seed, epoch=epoch, offset=offset + slip, scheme="epoch") and count:
             self.goes_on = seed, epoch, offset + slip + count
 
-    @rule(pairs=st.lists(st.tuples(st.integers(0, 59), priority), max_size=20), place=st.integers(0, 20),
-          bad=bad_priority, way=st.sampled_from(["priority", "index", "length", "fill", "pieces", "number", "find"]))
+    @rule(
+        pairs=st.lists(st.tuples(st.integers(0, 59), priority), max_size=20),
+        place=st.integers(0, 20),
+        bad=bad_priority,
+        way=st.sampled_from(["priority", "index", "length", "fill", "pieces", "number", "find"]),
+    )
     def bad_input(self, pairs, place, bad, way):
         at, values = [self.index(i) for i, _ in pairs], [p for _, p in pairs]
         before, place = state(self.tree), min(place, len(pairs))
@@ -112,8 +123,9 @@ class TreeMachine(RuleBasedStateMachine):
         many[self.size // 2] = bad
         for tree in (self.tree, self.reference):
             calls = {
-                "priority": lambda tree=tree: tree.update([*at[:place], 0, *at[place:]], [*values[:place], bad, *values[
-                    place:]]),
+                "priority": lambda tree=tree: tree.update(
+                    [*at[:place], 0, *at[place:]], [*values[:place], bad, *values[place:]]
+                ),
                 "index": lambda tree=tree: tree.update([*at[:place], self.size, *at[place:]], [*values, 1.0]),
                 "length": lambda tree=tree: tree.update(at, [*values, 1.0]),
                 "fill": lambda tree=tree: tree.fill(many),

@@ -102,8 +102,11 @@ def test_bounded_gives_every_result_equally_often():
 
 
 def test_modulo_does_not_give_every_result_equally_often():
-    unequal = [bound for bound, counts in counts_of_all_words(lambda bound, w, bits: next(w) % bound)
-               if len(set(counts.values())) > 1]
+    unequal = [
+        bound
+        for bound, counts in counts_of_all_words(lambda bound, w, bits: next(w) % bound)
+        if len(set(counts.values())) > 1
+    ]
     assert len(unequal) == 255 - 8  # all but the powers of two
 
 
@@ -163,8 +166,12 @@ def test_a_walk_resumes_anywhere_and_skips_what_is_set():
 
 
 def test_permutations_of_different_keys_differ():
-    orders = {tuple(core_walk(20, seed, epoch, purpose, 0, 20)[0])
-              for seed in range(10) for epoch in range(10) for purpose in (Purpose.cover, Purpose.plan)}
+    orders = {
+        tuple(core_walk(20, seed, epoch, purpose, 0, 20)[0])
+        for seed in range(10)
+        for epoch in range(10)
+        for purpose in (Purpose.cover, Purpose.plan)
+    }
     assert len(orders) == 200
 
 

@@ -162,8 +162,10 @@ def test_the_group_belongs_to_the_sequence(scheme):
     tree = filled(shapes(300, generator(4))["Zipf"])
     outcomes = {tree.sample(96, seed=1, scheme=scheme, group=g)[0].tobytes() for g in (16, 24, 32)}
     assert len(outcomes) == 3
-    assert tree.sample(96, seed=1, scheme=scheme)[0].tolist() == tree.sample(96, seed=1, scheme=scheme, group=96)[
-        0].tolist()
+    assert (
+        tree.sample(96, seed=1, scheme=scheme)[0].tolist()
+        == tree.sample(96, seed=1, scheme=scheme, group=96)[0].tolist()
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -247,6 +249,7 @@ def test_unique_never_repeats_within_a_group_even_where_mass_is_concentrated():
             indices, probabilities = tree.sample(3 * group, seed=7, scheme="unique", group=group)
             assert all(len(set(g)) == group for g in indices.reshape(3, group).tolist())
             assert (indices.tolist(), probabilities.tolist()) == reference.sample(
-                3 * group, seed=7, scheme="unique", group=group)
+                3 * group, seed=7, scheme="unique", group=group
+            )
         with pytest.raises(ValueError, match="draw 41 of this call"):
             tree.sample(42, seed=7, scheme="unique")

@@ -98,12 +98,15 @@ class Policy:
     def start(self, store: ScoreStore) -> None:
         """Called once when the store is made: check sizes, set first priorities."""
 
+    def check(self, obs: Observation) -> None:
+        """Refuses (ValueError) what ``observe`` cannot take, before anything is recorded."""
+
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Writes a batch's rows into the columns and returns their new priorities, float32 [n], or None.
 
         Rows come in order; duplicates are separate rows, of which the last priority counts. ``columns["seen"]``
         has the packed bits of the examples seen before. Losses are finite. If this raises, the store puts the
-        batch's rows back as they were.
+        batch's rows back as they were. Called once without any rows when a store is made, to compile loops.
         """
         return None
 

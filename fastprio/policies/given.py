@@ -23,13 +23,12 @@ class Given(Policy):
 
     def __init__(self, weights: Any = None) -> None:
         super().__init__()
-        self.weights_given = weights
+        self._given = weights
 
     def start(self, store: ScoreStore) -> None:
         """Fills the tree."""
-        if self.weights_given is not None:
-            store.tree.fill(self.weights_given)
-            self.weights_given = None  # the tree has them
+        if self._given is not None:
+            store.tree.fill(self._given)
 
     def config(self) -> dict[str, Any]:
         """Nothing: a saved store has the weights as priorities."""

@@ -59,7 +59,7 @@ class InfoBatch(Policy):
         codes = np.full(len(store), TRAIN, np.uint8)
         if len(below) < 2:
             return Plan(codes)
-        kept = max(1, int((1 - self.ratio) * len(below)))
+        kept = max(1, int((1 - self.ratio) * len(below) + 1e-9))  # 1 - 0.8 is a little less than 0.2
         codes[below] = OUT
         codes[below[rng.choose(len(below), kept)]] = TRAIN_RESCALED
         return Plan(codes, weights=(0.0, 1.0, len(below) / kept, 0.0))

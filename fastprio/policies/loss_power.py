@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64, Uint8
     from fastprio._random import Rng
 
+LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38  # of float32
+
 
 @kernel
 def _observe(
@@ -28,7 +30,8 @@ def _observe(
         column[i] = np.float32(value)
         raw = np.float64(column[i]) + eps
         largest[0] = max(largest[0], raw)
-        priorities[j] = np.float32(min(power(raw, alpha), 3.4028234e38))
+        # Whatever is above zero stays drawable, and finite.
+        priorities[j] = np.float32(min(max(power(raw, alpha), LEAST if raw > 0.0 else 0.0), MOST))
     return priorities
 
 
@@ -36,7 +39,7 @@ def _observe(
 def _weights(probabilities: Float64, size: int, beta: float) -> Float32:
     weights = np.empty(probabilities.size, np.float32)
     for j in range(probabilities.size):
-        weights[j] = np.float32(min(power(size * probabilities[j], -beta), 3.4028234e38))
+        weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
     return weights
 
 
@@ -73,8 +76,10 @@ class LossPower(Policy):
         max_normalize: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(beta, list):
-            beta = (beta[0], beta[1])  # from a saved store
+        if isinstance(beta, (tuple, list)):
+            if len(beta) != 2:
+                raise ValueError(f"beta = {beta}: expected a number, or two: at the start and at the end")
+            beta = (beta[0], beta[1])
         positive_finite(alpha=alpha, eps=eps, beta=linear(beta, 0.0), beta_end=linear(beta, 1.0))
         if not 0 <= ema < 1:
             raise ValueError(f"ema = {ema}: expected 0 <= ema < 1")
@@ -86,20 +91,23 @@ class LossPower(Policy):
         """With any beta above zero."""
         return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
 
+    def check(self, obs: Observation) -> None:
+        """Losses are >= 0."""
+        if obs.origin != "reference" and obs.loss.size and obs.loss.min() < 0:
+            at = int((obs.loss < 0).argmax())
+            raise ValueError(f"losses[{at}] = {obs.loss[at]}: policy 'loss' expects losses >= 0")
+
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the loss (or its moving average) and returns its power."""
         if obs.origin == "reference":
             return None
-        if obs.loss.size and obs.loss.min() < 0:
-            at = int((obs.loss < 0).argmax())
-            raise ValueError(f"losses[{at}] = {obs.loss[at]}: policy 'loss' expects losses >= 0")
         return _observe(
             columns["loss"], columns["seen"], indices, obs.loss, self.alpha, self.eps, self.ema, self.state["largest"]
         )
 
     def unseen(self) -> float:
         """The largest priority so far, in today's units."""
-        return float(min(power(float(self.state["largest"][0]), self.alpha), 3.4028234e38))
+        return float(min(power(float(self.state["largest"][0]), self.alpha), MOST))
 
     def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
         """(N P)^-beta."""

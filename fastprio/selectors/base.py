@@ -11,8 +11,6 @@ import torch
 from fastprio._random import Rng
 from fastprio.policies.base import Clock
 
-NO_CLOCK = Clock()
-
 
 @dataclass
 class Selection:
@@ -41,6 +39,7 @@ class Selector:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: expected batch_size >= 1")
         self.batch_size, self.seed = batch_size, seed
+        self.steps = 0  # batches seen
         self.state: dict[str, Any] = {}
 
     def needs_scores(self, clock: Clock) -> bool:
@@ -48,7 +47,7 @@ class Selector:
         return True
 
     def __call__(
-        self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock = NO_CLOCK, rng: Rng
+        self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock, rng: Rng
     ) -> Selection:
         """Chooses from a batch.
 
@@ -58,44 +57,50 @@ class Selector:
         """
         raise TypeError(f"{type(self).__name__} does not say how it selects: override __call__")
 
-    def observe(self, losses: torch.Tensor, *, indices: Any = None, clock: Clock = NO_CLOCK) -> None:
-        """Told the training losses of a batch that was not scored (``needs_scores`` was False)."""
+    def observe(self, losses: torch.Tensor, *, indices: Any = None, clock: Clock) -> None:
+        """For the training loop to call: the training losses of a batch that was yielded without having been scored."""
 
     def batches(
         self,
         loader: Iterable[Any],
         score: Callable[[Any], torch.Tensor],
         *,
-        clock: Clock = NO_CLOCK,
+        clock: Clock,
         columns: Any = None,
         indices: Callable[[Any], Any] | None = None,
         on_scores: Callable[[torch.Tensor], None] | None = None,
+        on_unscored: Callable[[], None] | None = None,
     ) -> Iterator[tuple[Any, torch.Tensor | None]]:
         """The whole loop of a selector: forwards every batch, gathers what is chosen, yields full batches.
 
         Args:
             loader: yields batches: a tensor, or a tuple, list or dict of tensors with one first dimension.
             score: batch -> losses [n]; called without gradients, and puts the model's mode right by itself.
-            clock: epoch, step (batches scored so far; advanced here) and progress.
+            clock: epoch and progress, kept by the loop (or a store's ``clock``). The selector's own clock has these and
+                the number of batches it has seen as its step.
             columns, indices: for selectors that read columns: those of the store, and batch -> indices int64 [n].
             on_scores: told every scored batch's losses (such as ``sampler.record``).
+            on_unscored: called for every batch that needed no scores (such as ``sampler.skip``).
 
         Yields: (batch of ``batch_size`` examples, weights float32 [batch_size] or None); the last one may be smaller.
         Train on it as on any batch. Accepted counts are read one step late, so no step waits for the device.
         """
         queue = _Queue(self.batch_size)
         for batch in loader:
-            if self.needs_scores(clock):
+            now = Clock(clock.epoch, self.steps, clock.progress)
+            if self.needs_scores(now):
                 with torch.no_grad():
                     losses = score(batch)
                 if on_scores is not None:
                     on_scores(losses)
-                rng = Rng(self.seed, clock.epoch, clock.step, "select")
+                rng = Rng(self.seed, now.epoch, now.step, "select")
                 at = indices(batch) if indices is not None else None
-                queue.push(batch, self(losses, indices=at, columns=columns, clock=clock, rng=rng))
+                queue.push(batch, self(losses, indices=at, columns=columns, clock=now, rng=rng))
             else:
+                if on_unscored is not None:
+                    on_unscored()
                 queue.push(batch, None)
-            clock.step += 1
+            self.steps += 1
             yield from queue.full()
         queue.settle()
         yield from queue.full()
@@ -172,8 +177,9 @@ class _Queue:
         batches, weights = [batch for batch, _ in self._parts], [w for _, w in self._parts]
         if all(w is None for w in weights):
             return _concatenate(batches), None
-        ones = [torch.ones(_length(b)) if w is None else w for b, w in self._parts]
-        return _concatenate(batches), torch.cat(ones)
+        device = next(w.device for w in weights if w is not None)
+        filled = [torch.ones(_length(b), device=device) if w is None else w for b, w in self._parts]
+        return _concatenate(batches), torch.cat(filled)
 
 
 def _gather(batch: Any, take: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -8,14 +8,15 @@ import torch
 
 from fastprio._random import Rng
 from fastprio.policies.base import Clock
-from fastprio.selectors.base import NO_CLOCK, Selection, Selector
+from fastprio.selectors.base import Selection, Selector
 
 
 class SelectiveBackprop(Selector):
     """Accepts example i with probability P_i = (share of the last ``history`` losses below loss_i) ^ beta.
 
     A batch's losses enter the history before they are compared with it. Accepted examples queue up and are trained
-    on in full batches, with weight 1. The first epochs accept everything and do not enter the history.
+    on in full batches, with weight 1. The first epochs accept everything and do not enter the history. A loss that is
+    not finite is not accepted.
 
     Args:
         batch_size: of the batches that are trained on.
@@ -40,17 +41,19 @@ class SelectiveBackprop(Selector):
         self.state = {"losses": torch.empty(0)}
 
     def __call__(
-        self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock = NO_CLOCK, rng: Rng
+        self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock, rng: Rng
     ) -> Selection:
         """Accepts by chance; the accepted positions stand at the front, their number is ``count``."""
         n, device = len(losses), losses.device
         if clock.epoch < self.accept_all_epochs:
             return Selection(torch.arange(n, device=device))
-        recent = torch.cat([self.state["losses"].to(device), losses.detach().float()])[-self.history :]
+        mine = losses.detach().float()
+        recent = torch.cat([self.state["losses"].to(device), mine])[-self.history :]
         self.state["losses"] = recent
-        below = torch.searchsorted(recent.sort().values, losses.detach().float())  # strictly below
+        below = torch.searchsorted(recent.sort().values, mine)  # strictly below
         chance = (below.double() / len(recent)) ** self.beta
         accepted = torch.from_numpy(rng.random(n)).to(device, non_blocking=True) < chance
+        accepted &= torch.isfinite(mine)
         # Sorting brings the accepted to the front, in order, without asking the device how many they are.
         positions = torch.sort(accepted.to(torch.uint8), descending=True, stable=True).indices
         return Selection(positions, count=accepted.sum())

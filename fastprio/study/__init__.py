@@ -1,0 +1,1 @@
+"""Training on real data, with and without priority: data sets, small models, and the demo."""

@@ -216,7 +216,7 @@ NB_MODULE(_core, m) {
       .def("level", [](SumTree& tree, int k) {
         if (k < 0 || k >= tree.levels()) throw nb::index_error("no such level");
         return nb::ndarray<const uint64_t, nb::numpy, nb::ndim<1>>(tree.level(k), {tree.level_size(k)}, nb::find(tree));
-      }, "k"_a, "For tests: the sums of level k, 0 being the one above the leaves.")
+      }, "k"_a, "For tests: the nodes of level k, 0 being the one above the leaves.")
       .def_prop_ro("levels", &SumTree::levels);
 
   m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a,

@@ -44,6 +44,20 @@ inline uint32_t mass(uint32_t bits, int scale) {
   return significand ? (rounded > least ? rounded : least) : 0;
 }
 
+// The same, a third faster, for a priority that is at most the M that its scale was chosen from, and a scale of
+// at most kCommonScale, that is, M >= 2^-129.
+constexpr int kCommonScale = 156;
+inline uint32_t common_mass(uint32_t bits, int scale) {
+  const int exponent = int(bits >> 23);
+  const uint32_t significand = (bits & 0x7FFFFF) | (exponent ? 0x800000u : 0u);
+  const int down = 157 - scale - (exponent > 1 ? exponent : 1);  // >= 0: p <= M
+  const int places = down > 31 ? 31 : down;
+  const uint32_t shifted = significand << 7;  // its low bits are zero, so places 0 to 7 round nothing
+  const uint32_t half = (uint32_t{1} << places >> 1) | (places == 0), odd = (shifted >> places) & 1;
+  const uint32_t rounded = (shifted + half - 1 + odd) >> places, least = significand != 0;
+  return rounded > least ? rounded : least;
+}
+
 // floor(log2(M) / 4) for the largest priority M, given its bits. Scales change only when this does, so
 // that a slowly growing maximum rarely asks for a rebuild. M = 0 counts as M = 1.
 inline int scale_group(uint32_t max_bits) {

@@ -2,13 +2,26 @@
 #include "sum_tree.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 
 #include "bounded.h"
 #include "permutation.h"
 
 namespace fastprio {
+
+// What the hot loops read of a tree. parked is null where nothing is parked.
+struct SumTree::View {
+  const float* leaves;
+  const Lines<uint64_t>* levels;
+  int level_count;
+  int scale;
+  bool common;  // whether common_mass may be used
+  const uint8_t* parked;
+};
+
 namespace {
+
+using View = SumTree::View;
 
 constexpr uint64_t kFanout = SumTree::kFanout;
 constexpr int kShift = 4;          // log2(kFanout)
@@ -17,47 +30,60 @@ constexpr int kRedraws = 8;        // after so many repeats in a row, "unique" c
 
 uint64_t round_up(uint64_t n) { return (n + kFanout - 1) / kFanout * kFanout; }
 
-// What the hot loops read of a tree. parked is null where nothing is parked.
-struct View {
-  const float* leaves;
-  const Lines<uint64_t>* levels;
-  int level_count;
-  int scale;
-  const uint8_t* parked;
-};
+// kAfter[c][j] selects, for child c, the entries j that stand after it in a node.
+alignas(64) constexpr auto kAfter = [] {
+  std::array<std::array<uint64_t, kFanout>, kFanout> masks{};
+  for (uint64_t c = 0; c < kFanout; ++c)
+    for (uint64_t j = 0; j < kFanout; ++j) masks[c][j] = j > c ? ~uint64_t{0} : 0;
+  return masks;
+}();
 
-// The first child whose running sum exceeds r; r becomes the rest within it. There is one, since r is
-// below the sum of the children. Free of branches: a quarter of the children first, then one of its four.
-template <class Sum>
-inline __attribute__((always_inline)) uint64_t pick(const Sum* children, uint64_t& r) {
-  constexpr uint64_t kQuarter = kFanout / 4;
-  uint64_t quarters[4], sum = 0, before = 0, child = 0;
-  for (uint64_t q = 0; q < 4; ++q) {
-    quarters[q] = 0;
-    for (uint64_t c = 0; c < kQuarter; ++c) quarters[q] += children[q * kQuarter + c];
-  }
-  for (uint64_t q = 0; q < 3; ++q) {  // the last one is what remains
-    sum += quarters[q];
-    const bool past = sum <= r;
-    child += past ? kQuarter : 0;
-    before = past ? sum : before;
-  }
-  r -= before;
-  sum = before = 0;
-  const Sum* quarter = children + child;
-  for (uint64_t c = 0; c < kQuarter - 1; ++c) {
-    sum += quarter[c];
-    const bool past = sum <= r;
-    child += past;
-    before = past ? sum : before;
-  }
-  r -= before;
+// The child of a node that r falls in; r becomes the rest within it. Entry c of a node is the sum of the children
+// before c, so it is the last entry that is not above r: four steps of binary search, free of branches. A child
+// without mass is passed over, because the next entry is the same.
+inline __attribute__((always_inline)) uint64_t pick_child(const uint64_t* node, uint64_t& r) {
+  uint64_t child = node[8] <= r ? 8 : 0;
+  child += node[child + 4] <= r ? 4 : 0;
+  child += node[child + 2] <= r ? 2 : 0;
+  child += node[child + 1] <= r ? 1 : 0;
+  r -= node[child];
   return child;
+}
+
+// The same among sixteen masses, which are added up first.
+inline __attribute__((always_inline)) uint64_t pick_leaf(const uint32_t* masses, uint64_t& r) {
+  uint64_t node[kFanout], before = 0;
+  for (uint64_t c = 0; c < kFanout; ++c) {
+    node[c] = before;
+    before += masses[c];
+  }
+  return pick_child(node, r);
+}
+
+// Vectors of sums, of the compiler's own type: a written-out loop over a node it fails to make one of. As wide as the
+// instruction set has them, because wider ones are taken apart badly.
+using Sums16 [[gnu::vector_size(16), gnu::aligned(16), gnu::may_alias]] = uint64_t;
+using Sums32 [[gnu::vector_size(32), gnu::aligned(32), gnu::may_alias]] = uint64_t;
+
+// Adds deltas[j] (modulo 2^64, so it may stand for a negative number) to what stands after child
+// indices[j] >> shift in its node.
+template <class Sums>
+inline __attribute__((always_inline)) void add_loop(uint64_t* level, const int64_t* indices, int shift,
+                                                    const uint64_t* deltas, size_t count) {
+  for (size_t j = 0; j < count; ++j) {
+    const uint64_t i = uint64_t(indices[j]) >> shift, delta = deltas[j];
+    auto* node = reinterpret_cast<Sums*>(level + i / kFanout * kFanout);
+    const auto* after = reinterpret_cast<const Sums*>(kAfter[i % kFanout].data());
+    for (size_t v = 0; v < kFanout * sizeof(uint64_t) / sizeof(Sums); ++v) node[v] += after[v] & delta;
+  }
 }
 
 inline __attribute__((always_inline)) void block_masses(const View& tree, uint64_t block, uint32_t* masses) {
   const float* leaves = tree.leaves + block * kFanout;
-  for (uint64_t c = 0; c < kFanout; ++c) masses[c] = mass(std::bit_cast<uint32_t>(leaves[c]), tree.scale);
+  if (tree.common)
+    for (uint64_t c = 0; c < kFanout; ++c) masses[c] = common_mass(std::bit_cast<uint32_t>(leaves[c]), tree.scale);
+  else
+    for (uint64_t c = 0; c < kFanout; ++c) masses[c] = mass(std::bit_cast<uint32_t>(leaves[c]), tree.scale);
   if (!tree.parked) return;
   for (uint64_t c = 0; c < kFanout; ++c) {
     const uint64_t i = block * kFanout + c;
@@ -78,7 +104,7 @@ inline __attribute__((always_inline)) void descend_loop(const View& tree, const 
     for (int k = tree.level_count - 1; k >= 0; --k) {
       const uint64_t* sums = tree.levels[k].data();
       for (size_t q = 0; q < n; ++q) {
-        node[q] = node[q] * kFanout + pick(sums + node[q] * kFanout, rest[q]);
+        node[q] = node[q] * kFanout + pick_child(sums + node[q] * kFanout, rest[q]);
         if (k > 0) {
           const uint64_t* next = tree.levels[k - 1].data() + node[q] * kFanout;
           __builtin_prefetch(next);
@@ -91,7 +117,7 @@ inline __attribute__((always_inline)) void descend_loop(const View& tree, const 
     for (size_t q = 0; q < n; ++q) {
       uint32_t block[kFanout];
       block_masses(tree, node[q], block);
-      const uint64_t child = pick(block, rest[q]);
+      const uint64_t child = pick_leaf(block, rest[q]);
       indices[first + q] = int64_t(node[q] * kFanout + child);
       masses[first + q] = block[child];
       rests[first + q] = rest[q];
@@ -99,14 +125,29 @@ inline __attribute__((always_inline)) void descend_loop(const View& tree, const 
   }
 }
 
-// sums[b] = the mass of block b, for b in [0, blocks).
-inline __attribute__((always_inline)) void sum_leaves_loop(const View& tree, uint64_t blocks, uint64_t* sums) {
-  for (uint64_t b = 0; b < blocks; ++b) {
-    uint32_t masses[kFanout];
-    block_masses(tree, b, masses);
-    uint64_t sum = 0;
-    for (uint64_t c = 0; c < kFanout; ++c) sum += masses[c];
-    sums[b] = sum;
+// deltas[j] = mass(after[j]) - mass(before[j]), modulo 2^64.
+inline __attribute__((always_inline)) void deltas_loop(const View& tree, const uint32_t* before, const uint32_t* after,
+                                                       size_t count, uint64_t* deltas) {
+  if (tree.common)
+    for (size_t j = 0; j < count; ++j)
+      deltas[j] = uint64_t{common_mass(after[j], tree.scale)} - common_mass(before[j], tree.scale);
+  else
+    for (size_t j = 0; j < count; ++j) deltas[j] = uint64_t{mass(after[j], tree.scale)} - mass(before[j], tree.scale);
+}
+
+// Writes the level above the leaves, whose first `blocks` entries are of blocks of leaves, and each node's total.
+inline __attribute__((always_inline)) void sum_leaves_loop(const View& tree, uint64_t blocks, uint64_t* level,
+                                                           uint64_t* totals) {
+  uint64_t before = 0;
+  for (uint64_t b = 0; b < (blocks + kFanout - 1) / kFanout * kFanout; ++b) {
+    if (b % kFanout == 0) before = 0;
+    level[b] = before;
+    if (b < blocks) {
+      uint32_t masses[kFanout];
+      block_masses(tree, b, masses);
+      for (uint64_t c = 0; c < kFanout; ++c) before += masses[c];
+    }
+    totals[b / kFanout] = before;
   }
 }
 
@@ -115,6 +156,8 @@ inline __attribute__((always_inline)) void sum_leaves_loop(const View& tree, uin
 struct Kernels {
   decltype(&descend_loop) descend;
   decltype(&sum_leaves_loop) sum_leaves;
+  void (*add)(uint64_t*, const int64_t*, int, const uint64_t*, size_t);
+  decltype(&deltas_loop) deltas;
   decltype(&fill_words) words;
 };
 
@@ -123,11 +166,19 @@ void descend(const View& tree, const uint64_t* r, size_t count, int64_t* indices
              uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
-void sum_leaves(const View& tree, uint64_t blocks, uint64_t* sums) { sum_leaves_loop(tree, blocks, sums); }
+void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
+  sum_leaves_loop(tree, blocks, level, totals);
+}
+void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
+  add_loop<Sums16>(level, indices, shift, deltas, count);
+}
 void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
   fill_words(stream, first, count, out);
 }
-constexpr Kernels kernels{descend, sum_leaves, words};
+void deltas(const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
+  deltas_loop(tree, before, after, count, out);
+}
+constexpr Kernels kernels{descend, sum_leaves, add, deltas, words};
 }  // namespace baseline
 
 #if defined(__x86_64__)
@@ -136,22 +187,39 @@ namespace avx2 {
              uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
-[[gnu::target("avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* sums) { sum_leaves_loop(tree, blocks, sums); }
+[[gnu::target("avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
+  sum_leaves_loop(tree, blocks, level, totals);
+}
+[[gnu::target("avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
+  add_loop<Sums32>(level, indices, shift, deltas, count);
+}
 [[gnu::target("avx2,bmi,bmi2")]] void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
   fill_words(stream, first, count, out);
 }
-constexpr Kernels kernels{descend, sum_leaves, words};
+[[gnu::target("avx2,bmi,bmi2")]] void deltas(const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
+  deltas_loop(tree, before, after, count, out);
+}
+constexpr Kernels kernels{descend, sum_leaves, add, deltas, words};
 }  // namespace avx2
 namespace avx512 {
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void descend(
     const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* sums) { sum_leaves_loop(tree, blocks, sums); }
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
+  sum_leaves_loop(tree, blocks, level, totals);
+}
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
+  add_loop<Sums32>(level, indices, shift, deltas, count);
+}
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
   fill_words(stream, first, count, out);
 }
-constexpr Kernels kernels{descend, sum_leaves, words};
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void deltas(
+    const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
+  deltas_loop(tree, before, after, count, out);
+}
+constexpr Kernels kernels{descend, sum_leaves, add, deltas, words};
 }  // namespace avx512
 #endif
 
@@ -206,28 +274,30 @@ size_t SumTree::bytes() const {
   return bytes;
 }
 
-uint32_t SumTree::leaf_mass(uint64_t i) const {
-  if (parked_.active && (parked_bits_[i >> 3] >> (i & 7) & 1)) return 0;
-  return mass(std::bit_cast<uint32_t>(leaves_[i]), scale_);
+SumTree::View SumTree::view() const {
+  const bool common = fixed_scale_ == kFreeScale && scale_ <= kCommonScale;
+  return {leaves_.data(), levels_.data(), levels(), scale_, common, parked_.active ? parked_bits_.data() : nullptr};
 }
 
-// Adds delta (modulo 2^64, so it may stand for a negative number) to every sum above leaf i.
 void SumTree::add(uint64_t i, uint64_t delta) {
-  for (auto& level : levels_) level[i >>= kShift] += delta;
+  const int64_t index = int64_t(i);
+  int shift = 0;
+  for (auto& level : levels_) kernels_of(current_isa).add(level.data(), &index, shift += kShift, &delta, 1);
   total_ += delta;
 }
 
 void SumTree::rebuild() {
-  const View view{leaves_.data(), levels_.data(), levels(), scale_, parked_.active ? parked_bits_.data() : nullptr};
-  kernels_of(current_isa).sum_leaves(view, leaves_.size() / kFanout, levels_[0].data());
-  for (size_t k = 1; k < levels_.size(); ++k)
-    for (uint64_t b = 0; b < levels_[k - 1].size() / kFanout; ++b) {
-      uint64_t sum = 0;
-      for (uint64_t c = 0; c < kFanout; ++c) sum += levels_[k - 1][b * kFanout + c];
-      levels_[k][b] = sum;
+  std::vector<uint64_t> totals(levels_[0].size() / kFanout);
+  kernels_of(current_isa).sum_leaves(view(), leaves_.size() / kFanout, levels_[0].data(), totals.data());
+  for (size_t k = 1; k < levels_.size(); ++k) {
+    std::vector<uint64_t> above(levels_[k].size() / kFanout);
+    for (uint64_t b = 0; b < levels_[k].size(); ++b) {
+      levels_[k][b] = above[b / kFanout];
+      if (b < totals.size()) above[b / kFanout] += totals[b];
     }
-  total_ = 0;
-  for (uint64_t c = 0; c < kFanout; ++c) total_ += levels_.back()[c];
+    totals = std::move(above);
+  }
+  total_ = totals[0];
 }
 
 // Raises M to max_bits if that is larger.
@@ -254,22 +324,24 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
     }
   offer(max_bits);
   constexpr size_t kAhead = 16;
+  uint32_t before[256], after[256];
   uint64_t deltas[256];
   for (size_t first = 0; first < count; first += std::size(deltas)) {
     const size_t n = std::min(std::size(deltas), count - first);
     const int64_t* at = indices + first;
     for (size_t j = 0; j < std::min(kAhead, n); ++j) __builtin_prefetch(&leaves_[at[j]], 1);
-    for (size_t j = 0; j < n; ++j) {  // in order, so that the last duplicate wins and the deltas add up
+    for (size_t j = 0; j < n; ++j) {  // in order: the last duplicate wins, and the deltas add up
       if (j + kAhead < n) __builtin_prefetch(&leaves_[at[j + kAhead]], 1);
-      const uint32_t before = leaf_mass(at[j]);
-      leaves_[at[j]] = std::bit_cast<float>(priority_bits(priorities[first + j]));
-      deltas[j] = uint64_t{leaf_mass(at[j])} - before;
+      before[j] = std::bit_cast<uint32_t>(leaves_[at[j]]);
+      after[j] = priority_bits(priorities[first + j]);
+      leaves_[at[j]] = std::bit_cast<float>(after[j]);
     }
+    kernels_of(current_isa).deltas(view(), before, after, n, deltas);
+    if (parked_.active)
+      for (size_t j = 0; j < n; ++j)
+        if (parked_bits_[at[j] >> 3] >> (at[j] & 7) & 1) deltas[j] = 0;
     int shift = 0;
-    for (auto& level : levels_) {
-      shift += kShift;
-      for (size_t j = 0; j < n; ++j) level[uint64_t(at[j]) >> shift] += deltas[j];
-    }
+    for (auto& level : levels_) kernels_of(current_isa).add(level.data(), at, shift += kShift, deltas, n);
     for (size_t j = 0; j < n; ++j) total_ += deltas[j];
   }
   return {};
@@ -329,10 +401,19 @@ void SumTree::refit() {
 int SumTree::refit_gain(int least) const {
   if (fixed_scale_ != kFreeScale || max_bits_ == 0) return 0;
   // Follow the heaviest child down: the leaf found there bounds the gain, mostly without a look at all leaves.
-  uint64_t i = 0;
+  uint64_t i = 0, node_total = total_;
   for (int k = levels() - 1; k >= 0; --k) {
-    const uint64_t* children = levels_[k].data() + i * kFanout;
-    i = i * kFanout + (std::max_element(children, children + kFanout) - children);
+    const uint64_t* node = levels_[k].data() + i * kFanout;
+    uint64_t heaviest = 0, most = 0;
+    for (uint64_t c = 0; c < kFanout; ++c) {
+      const uint64_t sum = (c + 1 < kFanout ? node[c + 1] : node_total) - node[c];
+      if (sum > most) {
+        most = sum;
+        heaviest = c;
+      }
+    }
+    i = i * kFanout + heaviest;
+    node_total = most;
   }
   uint32_t max_bits = 0;
   for (uint64_t c = 0; c < kFanout; ++c)
@@ -351,8 +432,7 @@ Status SumTree::gather(const int64_t* indices, size_t count, float* priorities) 
 }
 
 void SumTree::descend(const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) const {
-  const View view{leaves_.data(), levels_.data(), levels(), scale_, parked_.active ? parked_bits_.data() : nullptr};
-  kernels_of(current_isa).descend(view, r, count, indices, masses, rests);
+  kernels_of(current_isa).descend(view(), r, count, indices, masses, rests);
 }
 
 SumTree::Leaf SumTree::find_one(uint64_t r) const {

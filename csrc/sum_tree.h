@@ -2,8 +2,8 @@
 //
 // Structure. The leaves are the user's float32 priorities, bit for bit, sixteen to a cache line. Above
 // them, level by level in one contiguous array each, stand the exact 64-bit sums of the leaves' integer
-// masses (mass.h), kFanout children to a node, up to a top of at most kFanout sums. Nothing else is
-// stored: 4 + 8/16 + 8/256 + ... = 4.54 bytes an example, and one bit more once scheme "epoch" is used.
+// masses (mass.h), kFanout children to a node, up to a top of one node. Entry c of a node is the sum of its
+// children before c, so that a search compares and an update adds to the entries after. Nothing else is stored: 4 + 8/16 + 8/256 + ... = 4.54 bytes an example, and one bit more once scheme "epoch" is used.
 //
 // Promise.
 //  * P(i) = mass(i) / total exactly, given ideal random words: a draw is an integer r, uniform in
@@ -133,10 +133,12 @@ class SumTree {
   const std::vector<uint8_t>& parked_bits() const { return parked_bits_; }
   void set_parked(const Parked& parked, std::vector<uint8_t> bits);
 
-  // For tests: level 0 is the one above the leaves.
+  // For tests: level 0 is the one above the leaves; entry c of a node is the sum of its children before c.
   int levels() const { return int(levels_.size()); }
   const uint64_t* level(int k) const { return levels_[k].data(); }
   uint64_t level_size(int k) const { return levels_[k].size(); }
+
+  struct View;  // what the hot loops read; sum_tree.cpp has it
 
  private:
   struct Leaf {
@@ -144,7 +146,7 @@ class SumTree {
     uint32_t mass;
   };
 
-  uint32_t leaf_mass(uint64_t i) const;
+  View view() const;
   Leaf find_one(uint64_t r) const;
   void add(uint64_t i, uint64_t delta);
   void rebuild();

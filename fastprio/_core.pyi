@@ -103,7 +103,7 @@ class SumTree:
         """A read-only view of all leaves."""
 
     def level(self, k: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,), writable=False)]:
-        """For tests: the sums of level k, 0 being the one above the leaves."""
+        """For tests: the nodes of level k, 0 being the one above the leaves."""
 
     @property
     def levels(self) -> int: ...

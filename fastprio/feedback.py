@@ -105,8 +105,8 @@ class Feedback:
         if left > self._most_left:
             raise RuntimeError(
                 f"{left} draws would stay outstanding where {self._most_left} were expected: a batch was neither "
-                "stepped nor skipped, so these losses would be credited to other examples than theirs; call step(losses) or "
-                "skip() once for every batch"
+                "stepped nor skipped, so these losses would be credited to other examples than theirs; call "
+                "step(losses) or skip() once for every batch"
             )
 
 

@@ -98,6 +98,9 @@ class PrioritySampler(DistributedSampler[Any]):
         self._iteration = self._running = self._drawn = self._number = 0
         self._current: Draws | None = None  # single draws that a change of priorities makes stale
         self._total = 0
+        self._mine = slice(0, None, 1)  # of every batch: this rank's, for the epoch under way
+        self._draws_itself = False  # whether the policy does
+        self._code, self._live_singles = SCHEMES["iid"], False
         self._planned: PlannedEpoch | None = None
         self._cover = Cover(self.store)
         self._feedback = Feedback(self.store, self.journal, lag)
@@ -237,7 +240,10 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _begin(self) -> int:
         store, policy = self.store, self.store.policy
-        replicas = self._slice()[1]
+        rank, replicas = self._slice()
+        self._mine = slice(rank, None, replicas)
+        self._draws_itself = type(policy).draw is not Policy.draw
+        self._code, self._live_singles = SCHEMES[self.scheme], self.scheme == "iid" and self.batch_size is None
         self._check_scheme()
         if replicas > 1 and policy.observes:
             raise ValueError(
@@ -296,20 +302,19 @@ class PrioritySampler(DistributedSampler[Any]):
                 return None
             self._apply_for_draw()
             self.store.set_progress(self._drawn / self._total)
-            cover = self._cover.state
+            cover = self._cover.state if self._cover.under_way else None
             indices, probabilities, weights, live = self._draw(count)
-            rank, replicas = self._slice()
             draws = Draws(
                 self._number,
                 self._drawn,
                 indices,
                 probabilities,
                 weights,
-                mine=slice(rank, None, replicas),
+                mine=self._mine,
                 whole=self.batch_size is not None,
                 cover=cover,
             )
-            self._current = draws if live and self.batch_size is None and self.scheme == "iid" else None
+            self._current = draws if live and self._live_singles else None
             self._drawn += len(indices)
             self._number += 1
             self.journal.append(draws)
@@ -321,9 +326,8 @@ class PrioritySampler(DistributedSampler[Any]):
             return min(self.batch_size, left)
         if self._cover.under_way:
             return min(64, left)
-        redrawn = self.scheme == "iid" and type(self.store.policy).draw is Policy.draw
-        replicas = self._slice()[1]
-        return min(AHEAD - AHEAD % replicas if redrawn or not self.store.policy.observes else 1, left)
+        ahead = (self._live_singles and not self._draws_itself) or not self.store.policy.observes
+        return min(AHEAD - AHEAD % self._mine.step if ahead else 1, left)
 
     def _draw(self, count: int) -> tuple[Int64, Float64, Float32 | None, bool]:
         """Indices, probabilities, weights, and whether all of them come from the priorities as they are now."""
@@ -333,8 +337,7 @@ class PrioritySampler(DistributedSampler[Any]):
             probabilities = np.full(count, 1.0 / self._planned.chosen)
             weights = store.policy.weights(store.columns, indices, probabilities, store.clock)
             return indices, probabilities, _times(weights, self._planned.weights(indices)), False
-        covered = self._cover.take(count)
-        if len(covered) == 0:
+        if not self._cover.under_way or len(covered := self._cover.take(count)) == 0:
             return *self._draw_by_priority(count, self._drawn), True
         probabilities = np.full(len(covered), 1.0 / len(store))
         rest = count - len(covered)
@@ -347,11 +350,12 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
         store, policy = self.store, self.store.policy
-        drawn = policy.draw(store, count, store.clock, Rng(self.seed, self._running, offset, "draw"))
+        drawn = None
+        if self._draws_itself:
+            drawn = policy.draw(store, count, store.clock, Rng(self.seed, self._running, offset, "draw"))
         if drawn is None:
-            drawn = store.tree.sample(
-                count, seed=self.seed, epoch=self._running, offset=offset, scheme=self.scheme, group=self.batch_size
-            )
+            group = self.batch_size or 1  # of no meaning to the schemes of single draws
+            drawn = store.tree.sample_checked(count, self.seed, self._running, offset, self._code, group)
         return *drawn, policy.weights(store.columns, *drawn, store.clock)
 
     # Losses on their way to the store.
@@ -370,6 +374,8 @@ class PrioritySampler(DistributedSampler[Any]):
         self._feedback.apply(self._number - 1 - self.lag)
 
     def _priorities_changed(self) -> None:
+        if self._current is None:
+            return
         with self.store.lock:
             if self._current is not None:
                 self._drawn = self._current.first + self.journal.cut(self._current)

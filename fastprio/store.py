@@ -223,7 +223,7 @@ class ScoreStore:
         """
         with self.lock:
             priority = np.float32(self.policy.unseen())
-            if self.tree.total == 0 and not self._columns["seen"].any():
+            if not self._columns["seen"].any() and not self.tree.priorities.any():
                 self.tree.fill(priority)
             elif not self.all_seen():
                 waiting = np.flatnonzero(~self.seen() & (self.tree.priorities == 0))

@@ -251,13 +251,25 @@ class SumTree:
         count, offset = integer("count", count, 0, (1 << 62) - 1), integer("offset", offset, 0, (1 << 62) - 1)
         seed, epoch = integer("seed", seed, 0, (1 << 64) - 1), integer("epoch", epoch, 0, (1 << 32) - 1)
         group = max(count, 1) if group is None else integer("group", group, 1, 1 << 31)
-        if out is None:
-            out = (np.empty(count, np.int64), np.empty(count, np.float64))
-        else:
+        if out is not None:
             _check_out(out, count)
+        return self.sample_checked(count, seed, epoch, offset, code, group, out)
+
+    def sample_checked(
+        self,
+        count: int,
+        seed: int,
+        epoch: int,
+        offset: int,
+        scheme: _core.Scheme,
+        group: int,
+        out: tuple[Int64, Float64] | None = None,
+    ) -> tuple[Int64, Float64]:
+        """``sample`` for a caller that has checked the arguments already, such as a sampler on every batch."""
+        indices, probabilities = (np.empty(count, np.int64), np.empty(count, np.float64)) if out is None else out
         with self._lock:
-            self._core.sample(seed, epoch, offset, code, group, *out)
-        return out
+            self._core.sample(seed, epoch, offset, scheme, group, indices, probabilities)
+        return indices, probabilities
 
 
 def _check_out(out: tuple[Int64, Float64], count: int) -> None:

@@ -96,7 +96,14 @@ def reference_of(tree: SumTree) -> ReferenceTree:
 
 
 def levels(tree: SumTree) -> list[Array]:
-    return [tree._core.level(k) for k in range(tree._core.levels)]
+    """The sums of each level, the one above the leaves first. Entry c of a node is the sum of its children before c."""
+    sums, totals = [], np.array([tree.total], np.uint64)
+    for k in reversed(range(tree._core.levels)):
+        nodes = tree._core.level(k).reshape(-1, 16)
+        totals = np.diff(nodes, append=totals[: len(nodes), None], axis=1).ravel()
+        sums.append(totals)
+        assert not nodes[:, 0].any()
+    return sums[::-1]
 
 
 def parked_leaves(tree: SumTree) -> Array:

@@ -132,14 +132,14 @@ def contenders(n: int, batch: int) -> dict[str, Prepare]:
 
     def draw_update(rng: np.random.Generator) -> Run:
         sampler, source = fixed(rng)
-        rows = updates(rng)
+        tree, rows = sampler.store.tree, updates(rng)
 
         def go() -> None:
             following = iter(rows)
             for _ in range(loops):
                 for _ in source:
                     at, values = next(following)
-                    sampler.store.set_priorities(at, values)
+                    tree.update(at, values)
 
         return go
 

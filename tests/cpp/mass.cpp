@@ -40,6 +40,20 @@ int main() {
     CHECK(scale <= scale_of(before ? before : 1));
     CHECK(mass(before, scale) <= mass(bits, scale));
   }
+  // The faster form, wherever it may be used: every scale it knows, priorities up to the largest of the scale's group.
+  for (uint32_t max_bits = 1; max_bits < kInfinityBits; max_bits += 0x800000 / 2 + 4093) {
+    const int scale = scale_of(max_bits);
+    if (scale > kCommonScale) continue;
+    CHECK(common_mass(max_bits, scale) == mass(max_bits, scale));
+    for (uint32_t bits = 0; bits < max_bits; bits += 65521 + (bits >> 12)) CHECK(common_mass(bits, scale) == mass(bits, scale));
+    for (uint32_t bits = max_bits; bits + 64 > max_bits && bits > 0; --bits)
+      CHECK(common_mass(bits, scale) == mass(bits, scale));
+    for (int exponent = 0; exponent < int(max_bits >> 23); ++exponent)
+      for (int k = 0; k <= 23; ++k)
+        for (const uint32_t low : {(1u << k) - 1, 1u << k, (1u << k) + 1, 3u << k})
+          if (low < 1u << 23)
+            CHECK(common_mass(uint32_t(exponent) << 23 | low, scale) == mass(uint32_t(exponent) << 23 | low, scale));
+  }
   CHECK(scale_of(0) == scale_of(0x3F800000));
   CHECK(scale_of(1) == 179 && scale_of(kInfinityBits - 1) == -97);
   CHECK(priority_bits(-0.0f) == 0 && priority_bits(0.0f) == 0);

@@ -1,4 +1,4 @@
-"""fastprio: draw the next training batch by priority, at the price of drawing it uniformly. The public names."""
+"""fastprio: draw the next training batch by priority, at about the price of drawing it uniformly. The public names."""
 
 from fastprio._version import __version__
 from fastprio.loader import PriorityLoader, WithIndex

@@ -24,10 +24,12 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
     """A numpy view of an array or a tensor on any device (copied to the host where it is elsewhere)."""
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
+    if value.requires_grad:
+        value = value.detach()
     try:
         view: npt.NDArray[Any] = value.numpy()  # half a microsecond; through DLPack it would be several
-    except (RuntimeError, TypeError):  # it has a graph, is elsewhere, or is of a dtype that numpy lacks
-        value = value.detach().cpu().resolve_neg()
+    except (RuntimeError, TypeError):  # it is elsewhere, or of a dtype that numpy lacks
+        value = value.cpu().resolve_neg()
         view = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return view
 

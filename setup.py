@@ -26,7 +26,7 @@ setup(
     ext_modules=[
         Extension(
             "fastprio._core",
-            sources=["csrc/bind.cpp", "csrc/sum_tree.cpp", os.path.relpath(NANOBIND / "src/nb_combined.cpp")],
+            sources=["csrc/bind.cpp", "csrc/sum_tree.cpp", "csrc/kernels.cpp", os.path.relpath(NANOBIND / "src/nb_combined.cpp")],
             depends=[str(path) for path in Path("csrc").glob("*.h")],
             include_dirs=["csrc", str(NANOBIND / "include"), str(NANOBIND / "ext/robin_map/include")],
             define_macros=[] if DEBUG else [("NDEBUG", "1"), ("NB_COMPACT_ASSERTIONS", "1")],

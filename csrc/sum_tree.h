@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
 #include "lines.h"
 #include "mass.h"
 #include "philox.h"
@@ -71,15 +72,8 @@ struct Request {
   uint64_t group;  // B, in [1, kMaxGroup]; not used by kIid and kEpoch
 };
 
-// Which compiled copy of the hot loops runs. All copies come from the same source and give the same bits.
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-bool isa_available(Isa isa);
-Isa isa();              // the best one available, chosen when the library is loaded
-void use_isa(Isa isa);  // for tests; `isa` must be available
-
 class SumTree {
  public:
-  static constexpr int kFanout = 16;
   static constexpr int kFreeScale = 1 << 20;
 
   // All priorities zero. size is in [1, kMaxSize]. A fixed scale is for tests with small masses.
@@ -137,8 +131,6 @@ class SumTree {
   int levels() const { return int(levels_.size()); }
   const uint64_t* level(int k) const { return levels_[k].data(); }
   uint64_t level_size(int k) const { return levels_[k].size(); }
-
-  struct View;  // what the hot loops read; sum_tree.cpp has it
 
  private:
   struct Leaf {

@@ -26,9 +26,9 @@ setup(
     ext_modules=[
         Extension(
             "fastprio._core",
-            sources=["csrc/bind.cpp", "csrc/sum_tree.cpp", "csrc/kernels.cpp", os.path.relpath(NANOBIND / "src/nb_combined.cpp")],
+            sources=["csrc/bind.cpp", "csrc/sum_tree.cpp", "csrc/kernels.cpp", "csrc/nanobind.cpp"],
             depends=[str(path) for path in Path("csrc").glob("*.h")],
-            include_dirs=["csrc", str(NANOBIND / "include"), str(NANOBIND / "ext/robin_map/include")],
+            include_dirs=["csrc", *(str(NANOBIND / part) for part in ("src", "include", "ext/robin_map/include"))],
             define_macros=[] if DEBUG else [("NDEBUG", "1"), ("NB_COMPACT_ASSERTIONS", "1")],
             extra_compile_args=compile_args,
             extra_link_args=link_args,

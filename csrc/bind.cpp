@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdio>
 #include <string>
 
 #include "permutation.h"
@@ -18,45 +19,67 @@ using namespace fastprio;
 
 namespace {
 
-template <class T> using Array = nb::ndarray<T, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T> using In = Array<const T>;
+template <class T>
+using Array = nb::ndarray<T, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using In = Array<const T>;
 
-template <class... Arrays> void same_length(const Arrays&... arrays) {
+template <class... Arrays>
+void same_length(const Arrays&... arrays) {
   const size_t sizes[] = {arrays.size()...};
   for (const size_t size : sizes)
     if (size != sizes[0])
-      throw nb::value_error(("arrays of one length expected, got " + std::to_string(sizes[0]) + " and " +
-                             std::to_string(size)).c_str());
+      throw nb::value_error(
+          ("arrays of one length expected, got " + std::to_string(sizes[0]) + " and " + std::to_string(size)).c_str());
+}
+
+std::string number(float value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", double(value));
+  return text;
 }
 
 std::string at(const char* name, uint64_t position) { return std::string(name) + "[" + std::to_string(position) + "]"; }
 
 // What the caller sees of a Status. The arrays are those of the call, to name the offending value.
 [[noreturn]] void raise(const SumTree& tree, const Status& s, const int64_t* indices, const float* priorities,
-                        const uint64_t* masses = nullptr) {
+                        const uint64_t* masses = nullptr, uint64_t offset = 0) {
   const std::string where = std::to_string(s.position);
   switch (s.kind) {
     case Status::kIndexOutOfRange:
       throw nb::index_error((at("indices", s.position) + " = " + std::to_string(indices[s.position]) +
-                             ": expected 0 <= index < " + std::to_string(tree.size())).c_str());
+                             ": expected 0 <= index < " + std::to_string(tree.size()))
+                                .c_str());
     case Status::kBadPriority:
-      throw nb::value_error((at("priorities", s.position) + " = " + std::to_string(priorities[s.position]) +
-                             ": expected a finite number >= 0").c_str());
+      throw nb::value_error(
+          (at("priorities", s.position) + " = " + number(priorities[s.position]) + ": expected a finite number >= 0")
+              .c_str());
     case Status::kMassOutOfRange:
       throw nb::value_error((at("masses", s.position) + " = " + std::to_string(masses[s.position]) +
-                             ": expected 0 <= mass < total = " + std::to_string(tree.total())).c_str());
+                             ": expected 0 <= mass < total = " + std::to_string(tree.total()))
+                                .c_str());
     case Status::kEmpty:
       throw nb::value_error("nothing can be drawn: no priority is above zero");
     case Status::kExhausted:
-      throw nb::value_error(("draw " + where + " of this call finds nothing left: fewer examples with a priority "
-                             "above zero than draws without replacement").c_str());
+      throw nb::value_error(("draw " + where +
+                             " of this call finds nothing left: fewer examples with a priority "
+                             "above zero than draws without replacement")
+                                .c_str());
     case Status::kGroupSplit:
-      throw nb::value_error("offset: scheme 'unique' draws whole groups, so offset must be a multiple of group");
-    case Status::kNotNext:
-      throw nb::value_error(("offset: scheme 'epoch' goes on where it was; expected 0, or " +
-                             std::to_string(tree.parked().next) + " with seed " + std::to_string(tree.parked().seed) +
-                             " and epoch " + std::to_string(tree.parked().epoch)).c_str());
-    case Status::kOk: break;
+      throw nb::value_error(("offset = " + std::to_string(offset) +
+                             ": scheme 'unique' draws whole groups, so it must be "
+                             "a multiple of group")
+                                .c_str());
+    case Status::kNotNext: {
+      std::string next = "0";
+      if (tree.parked().active)
+        next += ", or " + std::to_string(tree.parked().next) + " with seed " + std::to_string(tree.parked().seed) +
+                " and epoch " + std::to_string(tree.parked().epoch);
+      throw nb::value_error(
+          ("offset = " + std::to_string(offset) + ": scheme 'epoch' goes on where it was; expected " + next).c_str());
+    }
+    case Status::kOk:
+      break;
   }
   throw nb::value_error("unknown status");
 }
@@ -73,8 +96,9 @@ void update(SumTree& tree, In<int64_t> indices, In<float> priorities) {
 
 void fill(SumTree& tree, In<float> priorities) {
   if (priorities.size() != tree.size())
-    throw nb::value_error(("priorities: expected " + std::to_string(tree.size()) + " of them, got " +
-                           std::to_string(priorities.size())).c_str());
+    throw nb::value_error(
+        ("priorities: expected " + std::to_string(tree.size()) + " of them, got " + std::to_string(priorities.size()))
+            .c_str());
   Status s;
   {
     nb::gil_scoped_release release;
@@ -141,7 +165,7 @@ void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, Schem
     nb::gil_scoped_release release;
     s = tree.sample({seed, epoch, offset, indices.size(), scheme, group}, indices.data(), probabilities.data());
   }
-  if (!s.ok()) raise(tree, s, nullptr, nullptr);
+  if (!s.ok()) raise(tree, s, nullptr, nullptr, nullptr, offset);
 }
 
 // indices[j] for j in [0, taken) = what the keyed permutation of [0, n) visits from `position` on, without what
@@ -172,13 +196,22 @@ NB_MODULE(_core, m) {
   m.attr("MAX_SIZE") = kMaxSize;
 
   nb::enum_<Scheme>(m, "Scheme", "How the draws of a call hang together.")
-      .value("iid", Scheme::kIid).value("stratified", Scheme::kStratified).value("systematic", Scheme::kSystematic)
-      .value("unique", Scheme::kUnique).value("epoch", Scheme::kEpoch);
+      .value("iid", Scheme::kIid)
+      .value("stratified", Scheme::kStratified)
+      .value("systematic", Scheme::kSystematic)
+      .value("unique", Scheme::kUnique)
+      .value("epoch", Scheme::kEpoch);
   nb::enum_<Purpose>(m, "Purpose", "What random bits are used for; two purposes never share bits.")
-      .value("draw", Purpose::kDraw).value("stratum", Purpose::kStratum).value("cover", Purpose::kCover)
-      .value("plan", Purpose::kPlan).value("redraw", Purpose::kRedraw).value("policy", Purpose::kPolicy);
+      .value("draw", Purpose::kDraw)
+      .value("stratum", Purpose::kStratum)
+      .value("cover", Purpose::kCover)
+      .value("plan", Purpose::kPlan)
+      .value("redraw", Purpose::kRedraw)
+      .value("policy", Purpose::kPolicy);
   nb::enum_<Isa>(m, "Isa", "Which compiled copy of the hot loops runs; all give the same bits.")
-      .value("baseline", Isa::kBaseline).value("avx2", Isa::kAvx2).value("avx512", Isa::kAvx512);
+      .value("baseline", Isa::kBaseline)
+      .value("avx2", Isa::kAvx2)
+      .value("avx512", Isa::kAvx512);
 
   nb::class_<SumTree>(m, "SumTree", "The exact sum tree, without locks and conversions.")
       .def(nb::init<uint64_t>(), "size"_a)
@@ -198,39 +231,57 @@ NB_MODULE(_core, m) {
       .def("set_max", &SumTree::set_max, "bits"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("gather", &gather, "indices"_a, "priorities"_a.noconvert())
       .def("find", &find, "masses"_a, "indices"_a.noconvert())
-      .def("sample", &sample, "seed"_a, "epoch"_a, "offset"_a, "scheme"_a, "group"_a,
-           "indices"_a.noconvert(), "probabilities"_a.noconvert())
-      .def("parked", [](const SumTree& tree) {
-        const auto& p = tree.parked();
-        return nb::typed<nb::tuple, bool, uint64_t, uint32_t, uint64_t, nb::bytes>(nb::make_tuple(
-            p.active, p.seed, p.epoch, p.next,
-            nb::bytes(tree.parked_bits().data(), p.active ? (tree.size() + 7) / 8 : 0)));
-      }, "(active, seed, epoch, next, a bit an example)")
-      .def("set_parked", [](SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t next, In<uint8_t> bits) {
-        if (bits.size() != (tree.size() + 7) / 8) throw nb::value_error("bits: expected one for each example");
-        tree.set_parked({true, seed, next, epoch}, {bits.data(), bits.data() + bits.size()});
-      }, "seed"_a, "epoch"_a, "next"_a, "bits"_a)
-      .def("priorities", [](SumTree& tree) {
-        return nb::ndarray<const float, nb::numpy, nb::ndim<1>>(tree.priorities(), {tree.size()}, nb::find(tree));
-      }, "A read-only view of all leaves.")
-      .def("level", [](SumTree& tree, int k) {
-        if (k < 0 || k >= tree.levels()) throw nb::index_error("no such level");
-        return nb::ndarray<const uint64_t, nb::numpy, nb::ndim<1>>(tree.level(k), {tree.level_size(k)}, nb::find(tree));
-      }, "k"_a, "For tests: the nodes of level k, 0 being the one above the leaves.")
+      .def("sample", &sample, "seed"_a, "epoch"_a, "offset"_a, "scheme"_a, "group"_a, "indices"_a.noconvert(),
+           "probabilities"_a.noconvert())
+      .def(
+          "parked",
+          [](const SumTree& tree) {
+            const auto& p = tree.parked();
+            return nb::typed<nb::tuple, bool, uint64_t, uint32_t, uint64_t, nb::bytes>(
+                nb::make_tuple(p.active, p.seed, p.epoch, p.next,
+                               nb::bytes(tree.parked_bits().data(), p.active ? (tree.size() + 7) / 8 : 0)));
+          },
+          "(active, seed, epoch, next, a bit an example)")
+      .def(
+          "set_parked",
+          [](SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t next, In<uint8_t> bits) {
+            if (bits.size() != (tree.size() + 7) / 8) throw nb::value_error("bits: expected one for each example");
+            tree.set_parked({true, seed, next, epoch}, {bits.data(), bits.data() + bits.size()});
+          },
+          "seed"_a, "epoch"_a, "next"_a, "bits"_a)
+      .def(
+          "priorities",
+          [](SumTree& tree) {
+            return nb::ndarray<const float, nb::numpy, nb::ndim<1>>(tree.priorities(), {tree.size()}, nb::find(tree));
+          },
+          "A read-only view of all leaves.")
+      .def(
+          "level",
+          [](SumTree& tree, int k) {
+            if (k < 0 || k >= tree.levels()) throw nb::index_error("no such level");
+            return nb::ndarray<const uint64_t, nb::numpy, nb::ndim<1>>(tree.level(k), {tree.level_size(k)},
+                                                                       nb::find(tree));
+          },
+          "k"_a, "For tests: the nodes of level k, 0 being the one above the leaves.")
       .def_prop_ro("levels", &SumTree::levels);
 
-  m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a,
-        "indices"_a.noconvert());
-  m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a,
-        "out"_a.noconvert());
-  m.def("word", [](uint64_t seed, uint32_t epoch, Purpose purpose, uint64_t n, uint32_t attempt) {
-    return word({seed, epoch, purpose}, n, attempt);
-  }, "seed"_a, "epoch"_a, "purpose"_a, "n"_a, "attempt"_a);
-  m.def("mass", [](float p, int scale) { return mass(priority_bits(p), scale); }, "priority"_a, "scale"_a);
+  m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a, "indices"_a.noconvert());
+  m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a, "out"_a.noconvert());
+  m.def(
+      "word",
+      [](uint64_t seed, uint32_t epoch, Purpose purpose, uint64_t n, uint32_t attempt) {
+        return word({seed, epoch, purpose}, n, attempt);
+      },
+      "seed"_a, "epoch"_a, "purpose"_a, "n"_a, "attempt"_a);
+  m.def(
+      "mass", [](float p, int scale) { return mass(priority_bits(p), scale); }, "priority"_a, "scale"_a);
   m.def("isa", &isa);
   m.def("isa_available", &isa_available, "isa"_a);
-  m.def("use_isa", [](Isa isa) {
-    if (!isa_available(isa)) throw nb::value_error("this processor lacks that instruction set");
-    use_isa(isa);
-  }, "isa"_a, "For tests.");
+  m.def(
+      "use_isa",
+      [](Isa isa) {
+        if (!isa_available(isa)) throw nb::value_error("this processor lacks that instruction set");
+        use_isa(isa);
+      },
+      "isa"_a, "For tests.");
 }

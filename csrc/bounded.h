@@ -10,14 +10,25 @@
 
 namespace fastprio {
 
-template <class Word> struct Wide;
-template <> struct Wide<uint8_t> { using type = uint16_t; };
-template <> struct Wide<uint32_t> { using type = uint64_t; };
-template <> struct Wide<uint64_t> { using type = unsigned __int128; };
+template <class Word>
+struct Wide;
+template <>
+struct Wide<uint8_t> {
+  using type = uint16_t;
+};
+template <>
+struct Wide<uint32_t> {
+  using type = uint64_t;
+};
+template <>
+struct Wide<uint64_t> {
+  using type = unsigned __int128;
+};
 
 // bound is in [1, 2^w). `word` is the first random word, `next` yields further ones; fewer than one
 // further word is needed on average, and practically none when bound is far below 2^w.
-template <class Word, class Next> inline Word bounded(Word bound, Word word, Next&& next) {
+template <class Word, class Next>
+inline Word bounded(Word bound, Word word, Next&& next) {
   using W = typename Wide<Word>::type;
   constexpr int kBits = 8 * sizeof(Word);
   W product = W(word) * bound;

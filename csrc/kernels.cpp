@@ -129,8 +129,7 @@ inline __attribute__((always_inline)) void sum_leaves_loop(const View& tree, uin
 }
 
 namespace baseline {
-void descend(const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses,
-             uint64_t* rests) {
+void descend(const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
 void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
@@ -139,9 +138,7 @@ void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* to
 void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
   add_loop<Sums16>(level, indices, shift, deltas, count);
 }
-void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
-  fill_words(stream, first, count, out);
-}
+void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) { fill_words(stream, first, count, out); }
 void deltas(const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
   deltas_loop(tree, before, after, count, out);
 }
@@ -150,40 +147,49 @@ constexpr Kernels table{descend, sum_leaves, add, deltas, words};
 
 #if defined(__x86_64__)
 namespace avx2 {
-[[gnu::target("avx2,bmi,bmi2")]] void descend(const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses,
-             uint64_t* rests) {
+[[gnu::target("avx2,bmi,bmi2")]] void descend(const View& tree, const uint64_t* r, size_t count, int64_t* indices,
+                                              uint32_t* masses, uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
 [[gnu::target("avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
   sum_leaves_loop(tree, blocks, level, totals);
 }
-[[gnu::target("avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
+[[gnu::target("avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas,
+                                          size_t count) {
   add_loop<Sums32>(level, indices, shift, deltas, count);
 }
 [[gnu::target("avx2,bmi,bmi2")]] void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
   fill_words(stream, first, count, out);
 }
-[[gnu::target("avx2,bmi,bmi2")]] void deltas(const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
+[[gnu::target("avx2,bmi,bmi2")]] void deltas(const View& tree, const uint32_t* before, const uint32_t* after,
+                                             size_t count, uint64_t* out) {
   deltas_loop(tree, before, after, count, out);
 }
 constexpr Kernels table{descend, sum_leaves, add, deltas, words};
 }  // namespace avx2
 namespace avx512 {
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void descend(
-    const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void descend(const View& tree, const uint64_t* r,
+                                                                                 size_t count, int64_t* indices,
+                                                                                 uint32_t* masses, uint64_t* rests) {
   descend_loop(tree, r, count, indices, masses, rests);
 }
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks, uint64_t* level, uint64_t* totals) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void sum_leaves(const View& tree, uint64_t blocks,
+                                                                                    uint64_t* level, uint64_t* totals) {
   sum_leaves_loop(tree, blocks, level, totals);
 }
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices, int shift, const uint64_t* deltas, size_t count) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void add(uint64_t* level, const int64_t* indices,
+                                                                             int shift, const uint64_t* deltas,
+                                                                             size_t count) {
   add_loop<Sums32>(level, indices, shift, deltas, count);
 }
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void words(const Stream& stream, uint64_t first,
+                                                                               size_t count, uint64_t* out) {
   fill_words(stream, first, count, out);
 }
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void deltas(
-    const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* out) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2")]] void deltas(const View& tree,
+                                                                                const uint32_t* before,
+                                                                                const uint32_t* after, size_t count,
+                                                                                uint64_t* out) {
   deltas_loop(tree, before, after, count, out);
 }
 constexpr Kernels table{descend, sum_leaves, add, deltas, words};

@@ -15,7 +15,8 @@
 
 namespace fastprio {
 
-template <class T> class Lines {
+template <class T>
+class Lines {
  public:
   Lines() = default;
   explicit Lines(size_t size) : size_(size) {

@@ -42,8 +42,8 @@ inline Block philox4x32(Block counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * counter[0];
     const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
-    counter = {uint32_t(b >> 32) ^ counter[1] ^ key[0], uint32_t(b),
-               uint32_t(a >> 32) ^ counter[3] ^ key[1], uint32_t(a)};
+    counter = {uint32_t(b >> 32) ^ counter[1] ^ key[0], uint32_t(b), uint32_t(a >> 32) ^ counter[3] ^ key[1],
+               uint32_t(a)};
     key[0] += 0x9E3779B9;
     key[1] += 0xBB67AE85;
   }
@@ -51,9 +51,9 @@ inline Block philox4x32(Block counter, std::array<uint32_t, 2> key) {
 }
 
 inline Block block(const Stream& stream, uint64_t number, uint32_t attempt) {
-  return philox4x32({uint32_t(number), uint32_t(number >> 32), stream.epoch,
-                     uint32_t(stream.purpose) << 24 | (attempt & 0xFFFFFF)},
-                    {uint32_t(stream.seed), uint32_t(stream.seed >> 32)});
+  return philox4x32(
+      {uint32_t(number), uint32_t(number >> 32), stream.epoch, uint32_t(stream.purpose) << 24 | (attempt & 0xFFFFFF)},
+      {uint32_t(stream.seed), uint32_t(stream.seed >> 32)});
 }
 
 inline uint64_t word(const Stream& stream, uint64_t n, uint32_t attempt) {

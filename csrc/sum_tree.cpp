@@ -235,8 +235,7 @@ void SumTree::targets(const Request& request, uint64_t first, size_t count, uint
     const uint64_t group = (begin + j) / b, place = (begin + j) % b, n = std::min<uint64_t>(b - place, count - j);
     kernels().words(order_stream, group * b, b, words.data());
     shuffle(order_stream, group * b, words.data(), uint32_t(b), order.data());
-    const uint64_t shared =
-        request.scheme == Scheme::kSystematic ? uniform(group * b, word(stream, group * b, 0)) : 0;
+    const uint64_t shared = request.scheme == Scheme::kSystematic ? uniform(group * b, word(stream, group * b, 0)) : 0;
     for (uint64_t m = 0; m < n; ++m) {
       const uint64_t k = order[place + m], u = request.scheme == Scheme::kSystematic ? shared : r[j + m];
       r[j + m] = k * q + (k * rem + u) / b;

@@ -1,9 +1,10 @@
 // csrc/sum_tree.h: the exact sum tree. Draws an example with probability proportional to its priority.
 //
-// Structure. The leaves are the user's float32 priorities, bit for bit, sixteen to a cache line. Above
-// them, level by level in one contiguous array each, stand the exact 64-bit sums of the leaves' integer
-// masses (mass.h), kFanout children to a node, up to a top of one node. Entry c of a node is the sum of its
-// children before c, so that a search compares and an update adds to the entries after. Nothing else is stored: 4 + 8/16 + 8/256 + ... = 4.54 bytes an example, and one bit more once scheme "epoch" is used.
+// Structure. The leaves are the user's float32 priorities, bit for bit, sixteen to a cache line. Above them, level by
+// level in one contiguous array each, stand the exact 64-bit sums of the leaves' integer masses (mass.h), kFanout
+// children to a node, up to a top of one node. Entry c of a node is the sum of its children before c, so that a search
+// compares and an update adds to the entries after. Nothing else is stored: 4 + 8/16 + 8/256 + ... = 4.53 bytes an
+// example, and one bit more once scheme "epoch" is used.
 //
 // Promise.
 //  * P(i) = mass(i) / total exactly, given ideal random words: a draw is an integer r, uniform in

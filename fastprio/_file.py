@@ -31,6 +31,8 @@ PIECE = 8 << 20
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     """Writes the file beside, syncs it, renames it, syncs the folder. OSError leaves the old file, or the new one."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder to save {target.name} in")
     header = _header(arrays, plain)
     beside = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)

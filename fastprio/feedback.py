@@ -40,7 +40,8 @@ class Feedback:
         """Takes the losses of the next batch (or the one with ``indices``), as ``PrioritySampler.step`` says."""
         policy = self._store.policy
         if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
-            raise TypeError("losses: expected a floating-point tensor, one loss for each example (reduction='none')")
+            got = losses.dtype if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise TypeError(f"losses: expected a floating-point tensor, one loss for each example, got {got}")
         if losses.ndim != 1:
             shape = list(losses.shape)
             raise ValueError(f"losses: expected one for each example, shape [n] (reduction='none'), got {shape}")
@@ -51,12 +52,11 @@ class Feedback:
             raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
         taken = self._take(at, len(losses), consume=False)
         self._check_left(len(losses))
-        if policy.observes:
-            if self._lag is None and losses.device.type == "cpu":
-                self.apply()
-                self._store.update(taken.indices, losses, **observations)  # if it refuses, nothing was consumed
-            else:
-                self._put(taken, losses, observations)
+        if losses.device.type == "cpu" and (self._lag is None or not policy.observes):
+            self.apply()
+            self._store.update(taken.indices, losses, **observations)  # if it refuses, nothing was consumed
+        elif policy.observes:
+            self._put(taken, losses, observations)
         return self._take(at, len(losses), consume=True)
 
     def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
@@ -87,9 +87,10 @@ class Feedback:
 
     def apply(self, newest: int | None = None) -> None:
         """Hands the losses of the batches up to number ``newest`` to the store, oldest first; None: all."""
-        while self._queue and (newest is None or self._queue[0].number <= newest):
-            update = self._queue.popleft()
-            self._store.update(update.indices, update.losses(), **update.observations())
+        with self._store.lock:  # the thread that draws and the one that steps may both be here
+            while self._queue and (newest is None or self._queue[0].number <= newest):
+                update = self._queue.popleft()
+                self._store.update(update.indices, update.losses(), **update.observations())
 
     def _check_left(self, count: int) -> None:
         """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.

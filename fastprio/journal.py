@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastprio._locks import fork_safe_lock
+
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
 DEPTH = 1 << 20
-"""How many draws are kept for a loop that never steps: 20 MB."""
+"""How many draws are kept for a loop that never steps: 20 to 60 MB."""
 
 
 class Draws:
@@ -29,8 +32,7 @@ class Draws:
     """
 
     __slots__ = (
-        "_iterator",
-        "_list",
+        "_stack",
         "consumed",
         "cover",
         "first",
@@ -57,8 +59,7 @@ class Draws:
         self.number, self.first, self.mine, self.whole, self.cover = number, first, mine, whole, cover
         self.indices, self.probabilities, self.weights = indices, probabilities, weights
         self.consumed = 0  # of this rank's
-        self._list: list[int] | None = None
-        self._iterator: Iterator[int] | None = None
+        self._stack: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,25 +69,34 @@ class Draws:
         return self.indices[self.mine].tolist()  # type: ignore[no-any-return]
 
     def singly(self) -> Iterator[int]:
-        """This rank's indices one by one. A list's iterator knows how many are left, so counting costs nothing."""
-        self._list = self.listed()
-        self._iterator = iter(self._list)
-        return self._iterator
+        """This rank's indices one by one, then IndexError.
+
+        They are popped off a stack: a pop is atomic, so that a thread that cuts the rest off counts exactly what
+        another one has taken.
+        """
+        self._stack = self.listed()[::-1]
+        return iter(self._stack.pop, None)
+
+    @property
+    def taken_singly(self) -> bool:
+        """Whether the loader takes them one by one and makes batches of them by itself."""
+        return self._stack is not None
 
     @property
     def issued(self) -> int:
         """How many of this rank's draws the loader has taken."""
-        if self._list is None or self._iterator is None:
-            return len(self.indices[self.mine])
-        return len(self._list) - self._iterator.__length_hint__()  # type: ignore[attr-defined, no-any-return]
+        return len(self.indices[self.mine]) - (0 if self._stack is None else len(self._stack))
 
     def cut(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""
-        if self._list is None:
+        if self._stack is None:
             return
-        kept = self.issued
-        del self._list[kept:]  # its iterator ends there
-        kept *= self.mine.step or 1
+        taken_back = 0
+        with contextlib.suppress(IndexError):
+            while True:
+                self._stack.pop()
+                taken_back += 1
+        kept = (len(self.indices[self.mine]) - taken_back) * (self.mine.step or 1)
         self.indices, self.probabilities = self.indices[:kept], self.probabilities[:kept]
         self.weights = None if self.weights is None else self.weights[:kept]
 
@@ -114,7 +124,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: deque[Draws] = deque()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock(self, "_lock")
         self.clear()
 
     def clear(self) -> None:
@@ -174,7 +184,9 @@ class Journal:
                 )
             entries = [draws for draws in self._entries if draws.issued > draws.consumed]
             if not entries:
-                raise RuntimeError("nothing is outstanding: step(losses) and skip() follow a batch that was drawn")
+                raise RuntimeError(
+                    "nothing is outstanding: step(losses) or skip() once for every batch, after it was drawn"
+                )
             if entries[0].whole:
                 return self._take_whole(entries[0], count, consume)
             return self._take_singly(entries, count, consume)
@@ -194,8 +206,12 @@ class Journal:
         size = len(draws.indices[draws.mine])
         left = size - draws.consumed
         count = left if count is None else count
-        if count != left and (count == 0 or count > left or size % count):
-            raise ValueError(f"losses: expected {left} of them, one an example of batch {draws.number}, got {count}")
+        parts = draws.taken_singly and 1 < count < left and size % count == 0
+        if count != left and not parts:
+            hint = f"; give the loader the sampler's batch_size, {size}" if draws.taken_singly else ""
+            raise ValueError(
+                f"losses: expected {left} of them, one an example of batch {draws.number}, got {count}{hint}"
+            )
         taken = draws.part(draws.consumed, draws.consumed + count)
         if consume:
             draws.consumed += count

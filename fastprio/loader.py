@@ -14,7 +14,11 @@ from fastprio.policies.base import Policy
 from fastprio.sampler import PriorityBatchSampler, PrioritySampler, slice_of_batch
 from fastprio.store import ScoreStore
 
-OWN = ("sampler", "batch_sampler", "shuffle")
+OWN = {
+    "shuffle": "PriorityLoader draws in random order by itself; leave it out",
+    "sampler": "PriorityLoader has its own; with another, use torch's DataLoader",
+    "batch_sampler": "PriorityLoader has its own; with another, use torch's DataLoader",
+}
 
 
 class PriorityLoader(DataLoader[Any]):
@@ -35,7 +39,7 @@ class PriorityLoader(DataLoader[Any]):
         policy: a registered name, a Policy, or a ScoreStore of the data set's length to use.
         epochs: how many epochs training will have.
         num_samples, replacement, scheme, cover_first, seed, lag: as in PrioritySampler.
-        on_nonfinite: as in ScoreStore.
+        on_nonfinite: as in ScoreStore, "raise" by default.
         drop_last and all other arguments: as in torch.utils.data.DataLoader.
 
     Every batch is stepped or skipped once, in order; the next one after a forgotten batch raises RuntimeError.
@@ -55,15 +59,13 @@ class PriorityLoader(DataLoader[Any]):
         cover_first: bool = True,
         seed: int = 0,
         lag: int | None = None,
-        on_nonfinite: str = "raise",
+        on_nonfinite: str | None = None,
         drop_last: bool = False,
         **arguments: Any,
     ) -> None:
-        for name in OWN:
-            if name in arguments:
-                raise TypeError(
-                    f"{name}: PriorityLoader draws by itself; use a plain DataLoader with a PrioritySampler instead"
-                )
+        for name, what in OWN.items():
+            if arguments.pop(name, None) not in (None, False):
+                raise TypeError(f"{name}: {what}")
         if isinstance(dataset, IterableDataset):
             raise TypeError("dataset: an IterableDataset has no indices to draw; expected a map-style data set")
         size = len(dataset)  # type: ignore[arg-type]
@@ -71,8 +73,14 @@ class PriorityLoader(DataLoader[Any]):
             store = policy
             if len(store) != size:
                 raise ValueError(f"the store has {len(store)} examples, the data set {size}")
+            for name, given, its in (
+                ("epochs", epochs, store.epochs),
+                ("on_nonfinite", on_nonfinite, store.on_nonfinite),
+            ):
+                if given not in (None, its):
+                    raise ValueError(f"{name} = {given!r}: the store that was given has {its!r}")
         else:
-            store = ScoreStore(size, policy, epochs=epochs, on_nonfinite=on_nonfinite)
+            store = ScoreStore(size, policy, epochs=epochs, on_nonfinite=on_nonfinite or "raise")
         sampler = PrioritySampler(
             store,
             num_samples,
@@ -84,6 +92,7 @@ class PriorityLoader(DataLoader[Any]):
             lag=lag,
         )
         sampler.dataset = dataset
+        sampler.generator = arguments.get("generator")
         self.store = store
         super().__init__(dataset, batch_sampler=PriorityBatchSampler(sampler, batch_size, drop_last), **arguments)
         # torch has put a SequentialSampler here, and does not let it be replaced; trainers look at it.
@@ -115,24 +124,40 @@ class PriorityLoader(DataLoader[Any]):
 
     def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
         """As ``PrioritySampler.step``: records the losses of the batch just yielded; returns mean(weight * loss)."""
+        self._with_indices(indices)
         return self._priority.step(losses, indices=indices, **observations)
 
     def record(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> None:
         """As ``PrioritySampler.record``."""
+        self._with_indices(indices)
         self._priority.record(losses, indices=indices, **observations)
 
     def skip(self, *, indices: Any = None) -> None:
         """As ``PrioritySampler.skip``: no losses will come for the batch just yielded."""
+        self._with_indices(indices)
         self._priority.skip(indices=indices)
+
+    def flush(self) -> None:
+        """As ``PrioritySampler.flush``: applies what ``lag`` holds back, before the store is read or saved."""
+        self._priority.flush()
+
+    def _with_indices(self, indices: Any) -> None:
+        if indices is None and not self.in_order and self.num_workers > 1:
+            raise ValueError(
+                "indices: with in_order=False batches come in any order; carry their indices in them "
+                "(fastprio.WithIndex) and pass indices="
+            )
 
     @property
     def indices(self) -> Any:
         """int64 [n]: the examples of the batch just yielded."""
+        self._with_indices(None)
         return self._priority.indices
 
     @property
     def weights(self) -> torch.Tensor:
         """float32 [n]: the importance weights of the batch just yielded."""
+        self._with_indices(None)
         return self._priority.weights
 
 

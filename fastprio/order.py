@@ -17,15 +17,17 @@ NOTHING = np.empty(0, np.uint8)
 
 
 class Walk:
-    """A keyed permutation of all examples, visited once in order, in O(1) memory.
+    """A keyed permutation of all examples, visited once in order, in O(1) memory; or of the few in ``among``.
 
     Args:
         size: of the store. seed: in [0, 2^64). number: in [0, 2^32), which permutation. purpose: what for.
+        among: int64 [m], the only examples to visit.
     """
 
-    def __init__(self, size: int, seed: int, number: int, purpose: _core.Purpose) -> None:
-        self.size, self.seed, self.number, self.purpose = size, seed, number, purpose
+    def __init__(self, size: int, seed: int, number: int, purpose: _core.Purpose, among: Int64 | None = None) -> None:
+        self.size, self.seed, self.number, self.purpose = size if among is None else len(among), seed, number, purpose
         self.position = 0
+        self._among = among
 
     @property
     def over(self) -> bool:
@@ -35,8 +37,13 @@ class Walk:
     def take(self, count: int, skip: Uint8) -> Int64:
         """The next ``count`` examples without those whose bit in ``skip`` is set; fewer where the walk ends."""
         out = np.empty(count, np.int64)
-        taken, self.position = _core.walk(self.size, self.seed, self.number, self.purpose, self.position, skip, out)
-        return out[:taken]
+        of_all = skip if self._among is None else NOTHING
+        taken, self.position = _core.walk(self.size, self.seed, self.number, self.purpose, self.position, of_all, out)
+        if self._among is None:
+            return out[:taken]
+        found: Int64 = self._among[out[:taken]]
+        unseen: Int64 = found[(skip[found >> 3] >> (found & 7) & 1) == 0]
+        return unseen
 
 
 class PlannedEpoch:
@@ -61,13 +68,13 @@ class PlannedEpoch:
 
     def take(self, count: int) -> Int64:
         """The next ``count`` examples. Past the end come all again, in another order."""
-        indices = self._walk.take(count, self._left_out)
-        if len(indices) < count:
+        parts = [self._walk.take(count, self._left_out)]
+        while (left := count - sum(map(len, parts))) > 0:
             self._pass += 1
             seed = (self._seed + self._pass * 0x9E3779B97F4A7C15) % (1 << 64)
             self._walk = Walk(self._size, seed, self._epoch, _core.Purpose.plan)
-            indices = np.concatenate([indices, self.take(count - len(indices))])
-        return indices
+            parts.append(self._walk.take(left, self._left_out))
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def weights(self, indices: Int64) -> Float32 | None:
         """float32 [n]: the weights of the examples' codes, or None where there are no codes."""
@@ -115,11 +122,14 @@ class Cover:
                 self._size, self._passes = len(self._store), 2
                 self._store.admit_unseen()
             return
-        if self._size < len(self._store):
-            self._size, self._passes = len(self._store), 0
-        elif self._passes != 1 or self._store.all_seen():
+        grown = self._size < len(self._store)
+        if self._store.all_seen() or not (grown or self._passes == 1):
             return
-        self._walk = Walk(self._size, seed, self._passes, _core.Purpose.cover)
+        if grown:
+            self._size, self._passes = len(self._store), 0
+        unseen = self._store.unseen()
+        few = unseen if len(unseen) < self._size // 8 else None  # to walk past many that are seen would take long
+        self._walk = Walk(self._size, seed, self._passes, _core.Purpose.cover, few)
 
     def take(self, count: int) -> Int64:
         """Up to ``count`` unseen examples; fewer at the end of the pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,8 @@ class PrioritySampler(DistributedSampler[Any]):
             one when iteration begins. Only for policies that do not learn from losses.
         drop_last: with several ranks, drop draws that do not divide evenly instead of drawing more.
 
-    Every iteration is an epoch of its own: that of ``set_epoch`` if it was called since the last one began, else the
-    next. Iterators are lazy; only the newest may be used.
+    One sampler draws from a store at a time. Every iteration is an epoch of its own: that of ``set_epoch`` if it was
+    called since the last one began, else the next. Iterators are lazy; only the newest may be used.
 
     Raises: ValueError, TypeError: arguments that do not fit together, named.
     Cost: O(batch log size) a batch; O(1) memory beside the store.
@@ -94,7 +95,7 @@ class PrioritySampler(DistributedSampler[Any]):
         self.journal = Journal()
         self._num_samples, self._scheme = num_samples, scheme
         self._replicas, self._rank = num_replicas, rank
-        self._began = self._epoch_said = False
+        self._began = self._epoch_said = self._was_idle = False
         self._iteration = self._running = self._drawn = self._number = 0
         self._current: Draws | None = None  # single draws that a change of priorities makes stale
         self._total = 0
@@ -125,6 +126,16 @@ class PrioritySampler(DistributedSampler[Any]):
         return self.num_samples // replicas if self.drop_last else -(-self.num_samples // replicas)
 
     @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """Number of ranks, as it is now."""
+        return self._slice()[1]
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """This rank, as it is now."""
+        return self._slice()[0]
+
+    @property
     def planned(self) -> int:
         """Draws of the epoch under way on this rank, after the policy's plan."""
         return self._total // self._slice()[1] if self._began else len(self)
@@ -141,13 +152,18 @@ class PrioritySampler(DistributedSampler[Any]):
             return "epoch"
         return self._scheme or ("iid" if self.batch_size is None else "stratified")
 
+    def __repr__(self) -> str:
+        batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"
+        return f"PrioritySampler({self.store!r}, num_samples={self.num_samples}{batch}, scheme={self.scheme!r})"
+
     def set_epoch(self, epoch: int) -> None:
         """Names the next iteration's epoch; calling it twice is harmless."""
         self.epoch, self._epoch_said = integer("epoch", epoch, 0, (1 << 32) - 1), True
 
     def __iter__(self) -> Iterator[int]:
         for draws in self._iterate():
-            yield from draws.singly()
+            with contextlib.suppress(IndexError):  # how the stack says that it is empty
+                yield from draws.singly()
 
     # What the training loop calls.
 
@@ -170,8 +186,9 @@ class PrioritySampler(DistributedSampler[Any]):
         """Records a batch's losses and returns mean(weight * loss), with its graph.
 
         Args:
-            losses: floating [n], one for each example of the next batch not consumed (or of an equal part of it, where
-                gradients are accumulated), on any device, attached or not. 16-bit losses are averaged in float32.
+            losses: floating [n], one for each example of the next batch not consumed, on any device, attached or not.
+                16-bit losses are averaged in float32. Where the loader makes smaller batches of single draws than the
+                sampler's ``batch_size``, to accumulate gradients, an equal part of it.
             indices: integers [n] that came with the batch (``WithIndex``), for loaders that reorder batches.
             observations: what else the policy uses, by name, [n, ...] each.
 
@@ -182,8 +199,11 @@ class PrioritySampler(DistributedSampler[Any]):
             ValueError: another length; a loss that is not finite (``on_nonfinite``) or that the policy refuses, which
                 for losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
 
-        A forgotten step is found where later ones show it. One before an epoch's first step cannot be: PriorityLoader,
-        which knows what it has yielded, finds that too. Never waits for the device.
+        PriorityLoader, which knows what it has yielded, finds every forgotten step. By itself a sampler finds one only
+        where a later step shows it: not one before an epoch's first step, nor at its end, nor where another thread
+        draws. To train on a batch in pieces, take ``weights`` first and ``record`` all its losses at the end.
+
+        Never waits for the device.
         """
         return self._feedback.mean(losses, self._record(losses, indices, observations))
 
@@ -200,7 +220,7 @@ class PrioritySampler(DistributedSampler[Any]):
         """
         if self.batch_size is None and count is None:
             raise ValueError("count: this sampler has no batch_size; say how many examples the skipped batch had")
-        self._feedback.skip(count, indices)
+        self._feedback.skip(None if count is None else integer("count", count, 1), indices)
 
     def flush(self) -> None:
         """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end."""
@@ -227,7 +247,7 @@ class PrioritySampler(DistributedSampler[Any]):
         if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
             raise ValueError(
                 f"scheme = {self.scheme!r}: the importance weights of policy {policy.name!r} need draws with "
-                "replacement; choose another scheme, or weights that are off (for 'loss': LossPower(beta=0))"
+                "replacement; choose another scheme, or no such weights (fastprio.policies.LossPower(beta=0))"
             )
         if self.batch_size is None and self.scheme not in ("iid", "epoch"):
             raise ValueError(f"scheme = {self.scheme!r}: its groups are batches, so pass batch_size=")
@@ -260,9 +280,12 @@ class PrioritySampler(DistributedSampler[Any]):
         ahead, batch = self.lookahead, self.batch_size
         self._feedback.begin_epoch(None if ahead is None or batch is None else ahead * batch)
         unconsumed = self.journal.oldest()
-        if unconsumed is not None and unconsumed.cover is not None and self.journal.consumed_batches:
-            # A loop that broke off: covering goes on after what was consumed, however far the loader had read ahead.
+        idle = self._began and not self.journal.consumed_batches
+        if unconsumed is not None and unconsumed.cover is not None and not (idle and self._was_idle):
+            # A loop that broke off, or only looked at a batch: covering goes on after what was consumed, however far
+            # the loader had read ahead. But not twice in a row without progress, or one batch could block it for ever.
             self._cover.go_back(unconsumed.cover)
+        self._was_idle = idle
         self._iteration += 1
         if self._began and not self._epoch_said:
             self.epoch += 1
@@ -289,7 +312,8 @@ class PrioritySampler(DistributedSampler[Any]):
         return self._iteration
 
     def _iterate(self, drop_partial: bool = False) -> Iterator[Draws]:
-        iteration = self._begin()
+        with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
+            iteration = self._begin()
         while (draws := self._next(iteration, drop_partial)) is not None:
             yield draws
 
@@ -343,10 +367,19 @@ class PrioritySampler(DistributedSampler[Any]):
         rest = count - len(covered)
         if rest == 0 or self.batch_size is None:
             return covered, probabilities, None, False
+        if self.scheme == "unique":
+            drawn, of_drawn = self._others_of_group(covered, rest)
+            return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), None, False
         drawn, of_drawn, weights = self._draw_by_priority(rest, self._drawn + len(covered))
         if weights is not None:
             weights = np.concatenate([np.ones(len(covered), np.float32), weights])
         return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights, False
+
+    def _others_of_group(self, covered: Int64, count: int) -> tuple[Int64, Float64]:
+        """Scheme "unique", where covering ends inside a batch: of a whole group, ``count`` that are not covered."""
+        drawn, probabilities, _ = self._draw_by_priority(count + len(covered), self._drawn)
+        others = np.flatnonzero(~np.isin(drawn, covered))[:count]
+        return drawn[others], probabilities[others]
 
     def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
         store, policy = self.store, self.store.policy
@@ -368,8 +401,8 @@ class PrioritySampler(DistributedSampler[Any]):
         if self.store.policy.observes and stepped < self._number - self.lag:
             raise RuntimeError(
                 f"lag = {self.lag}: batch {self._number} is drawn when only {stepped} batches were stepped or skipped; "
-                f"the loader reads at least {self._number - stepped} batches ahead (num_workers * prefetch_factor), so "
-                "pass that as lag, and call step(losses) or skip() once for every batch"
+                f"pass as lag what the loader reads ahead, num_workers * prefetch_factor (here at least "
+                f"{self._number - stepped}), and call step(losses) or skip() once for every batch"
             )
         self._feedback.apply(self._number - 1 - self.lag)
 
@@ -389,6 +422,8 @@ class PriorityBatchSampler(Sampler[list[int]]):
         sampler: a PrioritySampler. One without a batch size takes ``batch_size`` times the number of ranks.
         batch_size: examples a batch on this rank.
         drop_last: leave out a last batch that is not full.
+
+    As ``sampler=`` it would be wrong: torch would take each batch for one example.
 
     Raises: TypeError for any other sampler. ValueError if the sampler has another batch size.
     """
@@ -439,11 +474,15 @@ def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:
         if source is not None:
             raise TypeError("weights: give either weights, or a store, data set or size")
         array = one_dimensional(to_numpy(weights), "weights")
+        if not len(array):
+            raise ValueError("weights: expected at least one")
         return ScoreStore(len(array), Given(array)), range(len(array))
     if isinstance(source, ScoreStore):
         return source, range(len(source))
     if isinstance(source, Sized):
         _refuse_weights(source)
+        if not len(source):
+            raise ValueError("source: the data set is empty")
         return ScoreStore(len(source)), source
     try:
         size = integer("source", source, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 
 from fastprio import _file
-from fastprio._arrays import as_float32, as_indices, integer, one_dimensional, to_numpy
+from fastprio._arrays import as_float32, as_indices, integer, to_numpy
 from fastprio._kernels import OK, first_bad_row, set_bits
+from fastprio._locks import fork_safe_lock
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
 from fastprio.tree import SumTree
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 MOST_EPOCH = (1 << 32) - 1
 ORIGINS = ("train", "score", "reference")
-_alive: weakref.WeakSet[ScoreStore] = weakref.WeakSet()
 
 
 class ScoreStore:
@@ -37,13 +36,14 @@ class ScoreStore:
         policy: a registered name (``fastprio.policies.registered()``) or a Policy.
         epochs: how many epochs training will have; policies whose parameters change over training need it.
         on_nonfinite: "raise" refuses a batch with NaN or infinite losses whole; "skip" leaves those rows out and
-            counts them in ``stats()["skipped_nonfinite"]``.
+            counts them in ``stats()["skipped_nonfinite"]``. It keeps them out of the scores and the mean, not out of
+            the gradient: what made the loss NaN usually makes its gradient NaN too, also with weight zero.
         columns: further columns to keep, name -> dtype as in ``Policy.columns``.
 
     Raises:
         ValueError: an unknown policy, a size out of range, or ``epochs`` missing for a policy that needs it.
 
-    Cost: 4.54 bytes an example for the tree, the policy's columns, and 2 bits; memory is touched when first written.
+    Cost: 4.53 bytes an example for the tree, the policy's columns, and 2 bits; memory is touched when first written.
     Thread safety: methods take the store's ``lock``, which a caller may hold over several of them.
     """
 
@@ -78,9 +78,8 @@ class ScoreStore:
         self._columns = {name: _allocate(kind, size) for name, kind in self._types.items()}
         self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
         self._fresh = np.zeros((size + 7) // 8, np.uint8)
-        self.lock = threading.RLock()
+        self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
-        _alive.add(self)
         self.policy.start(self)
         self._warm_up()
 
@@ -114,6 +113,12 @@ class ScoreStore:
     def seen(self) -> Any:
         """bool [size]: which examples have ever been scored. Cost: O(size), a byte an example."""
         return np.unpackbits(self._columns["seen"], count=len(self), bitorder="little").astype(bool)
+
+    def unseen(self) -> Int64:
+        """int64 [n]: the examples that were never scored, in order; all of them cost no scan. Cost: O(size)."""
+        if not self._columns["seen"].any():
+            return np.arange(len(self))
+        return np.flatnonzero(~self.seen())
 
     def all_seen(self) -> bool:
         """Whether every example has been scored. Cost: O(size / 8)."""
@@ -180,25 +185,30 @@ class ScoreStore:
         rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
         rows["seen"] = at >> 3
         before = {name: self._columns[name][row] for name, row in rows.items()}
-        state = {
-            name: np.copy(value) if isinstance(value, np.ndarray) else value
-            for name, value in self.policy.state.items()
-        }
+        state = {name: copy.deepcopy(value) for name, value in self.policy.state.items() if _small(value)}
         try:
             rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
             priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
             if priorities is not None:
-                self.tree.update(at, priorities)
+                self._set_observed(at, priorities)
         except BaseException:
             for name, row in rows.items():
                 self._columns[name][row] = before[name]
-            self.policy.state.clear()
+            for name in [name for name, value in self.policy.state.items() if name not in state and _small(value)]:
+                del self.policy.state[name]
             self.policy.state.update(state)
             raise
         if obs.origin != "reference":
             set_bits(self._columns["seen"], at)
             set_bits(self._fresh, at)
         self.clock.step += 1
+
+    def _set_observed(self, at: Int64, priorities: Any) -> None:
+        try:
+            self.tree.update(at, priorities)
+        except (ValueError, TypeError) as error:
+            what = f"policy {self.policy.name or type(self.policy).__name__!r}: observe() returned"
+            raise type(error)(f"{what} what cannot be the priorities of {len(at)} rows: {error}") from error
 
     def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
         missing = [name for name in self.policy.requires if name not in observations]
@@ -247,6 +257,7 @@ class ScoreStore:
         New examples are unseen; they come first at the next epoch's start if the sampler covers, and have the
         policy's priority for the unseen (zero for a policy that does not observe). Cost: O(size).
         """
+        size = integer("size", size, 1, 1 << 32)
         with self.lock:
             kept = min(size, len(self))
             tree = SumTree(size)
@@ -322,7 +333,7 @@ class ScoreStore:
             _file.write(path, arrays, plain)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], policy: Policy | None = None) -> ScoreStore:
+    def load(cls, path: str | os.PathLike[str], policy: str | Policy | None = None) -> ScoreStore:
         """The store that was saved. ``policy`` is needed where its class is not registered.
 
         Raises: ValueError if the file is damaged, of a newer version, or of another policy.
@@ -330,8 +341,7 @@ class ScoreStore:
         arrays, plain = _file.read(path)
         try:
             _check_format(plain)
-            if policy is None:
-                policy = make(plain["policy"], **plain["policy_config"])
+            policy = make(plain["policy"], **plain["policy_config"]) if policy is None else make(policy)
             kinds = {name: tuple(kind) if isinstance(kind, list) else kind for name, kind in plain["columns"].items()}
             extra = {name: kind for name, kind in kinds.items() if name not in policy.columns}
             store = cls(
@@ -425,6 +435,10 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _small(value: Any) -> bool:
+    return not isinstance(value, np.ndarray) or value.nbytes <= 1 << 16
+
+
 def _check_format(plain: Mapping[str, Any]) -> None:
     if integer("format", plain["format"], 1) > FORMAT:
         raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
@@ -445,13 +459,4 @@ def _resized(column: Any, kind: str | tuple[str, int], kept: int, size: int) -> 
     resized[:whole] = column[:whole]
     if kept % 8:
         resized[whole - 1] &= (1 << kept % 8) - 1  # rows that are gone leave no bits behind
-    return one_dimensional(resized, "bits")
-
-
-def _reset_locks() -> None:
-    for store in list(_alive):
-        store.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_locks)
+    return resized

@@ -163,7 +163,7 @@ def test_a_lag_below_what_the_loader_reads_ahead_is_an_error_that_names_the_mini
 def test_a_bare_sampler_finds_a_lag_too_small_at_the_draw(kind):
     for lag in range(4):
         loader, _ = build(kind, N, BATCH, workers=2, lag=lag)
-        with pytest.raises(RuntimeError, match=f"lag = {lag}: .*at least {lag + 1} batches ahead"):
+        with pytest.raises(RuntimeError, match=f"lag = {lag}: .*num_workers.*at least {lag + 1}"):
             next(iter(loader))
     loader, sampler = build(kind, N, BATCH, workers=2, lag=4)
     assert len(run(loader, sampler, 1)[0]) == 12

@@ -12,7 +12,7 @@ from helpers import P_FAIL, filled, generator, masses_by_definition, p_value, sh
 
 from fastprio.reference import stratum_target
 
-DRAWS = volume(1_000_000)
+DRAWS = volume(10_000_000)
 
 
 def masses(tree):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from loader_helpers import Correct, Raw, build, loss_of, run_but
+from torch.utils.data import BatchSampler
 
 from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, SumTree
 from fastprio.policies import LossPower
@@ -59,17 +60,27 @@ def test_what_the_caller_does_to_indices_and_weights_changes_neither_credit_nor_
     np.testing.assert_array_equal(one.store.priorities, other.store.priorities)
 
 
-def test_a_batch_may_be_stepped_in_equal_parts():
-    (whole, _, batch), (parts, _, _) = drawn(), drawn()
-    mean = whole.step(loss_of(batch))
-    means = []
-    for k in range(0, 8, 2):
-        np.testing.assert_array_equal(parts.indices, batch[k:])
-        means.append(parts.step(loss_of(batch[k : k + 2])))
-    torch.testing.assert_close(torch.stack(means).mean(), mean)
+def test_a_batch_of_single_draws_may_be_stepped_in_equal_parts():
+    whole, parts = (PrioritySampler(ScoreStore(24), batch_size=8) for _ in range(2))
+    for indices in PriorityBatchSampler(whole, 8):
+        whole.step(loss_of(indices))
+    loader = BatchSampler(parts, 2, False)  # gradients accumulated over four small batches
+    for k, indices in enumerate(loader):
+        assert parts.indices.tolist()[:2] == indices
+        parts.step(loss_of(indices))
+        assert parts.journal.consumed_batches == (k + 1) // 4
     np.testing.assert_array_equal(whole.store.priorities, parts.store.priorities)
     with pytest.raises(RuntimeError, match="nothing is outstanding"):
         parts.step(torch.ones(2))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7, 16])
+def test_no_other_part_is_taken(count):
+    sampler = PrioritySampler(ScoreStore(24), batch_size=8)
+    next(iter(BatchSampler(sampler, 8, False)))
+    with pytest.raises(ValueError, match=f"expected 8 of them.*got {count}; give the loader .* batch_size, 8"):
+        sampler.step(torch.ones(count))
+    sampler.step(torch.ones(8))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from fastprio._arrays import Float32, Float64, Int64, Uint8
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
@@ -82,8 +84,17 @@ class Policy:
     needs_epochs: bool = False
     """Whether ``progress`` is needed, so that a store without ``epochs=`` is an error."""
 
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+    state: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Gives every policy its own empty ``state``, whether or not its constructor calls this one."""
+        self = super().__new__(cls)
+        self.state = {}
+        return self
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return f"{type(self).__name__}({arguments})"
 
     @property
     def observes(self) -> bool:
@@ -106,7 +117,8 @@ class Policy:
 
         Rows come in order; duplicates are separate rows, of which the last priority counts. ``columns["seen"]``
         has the packed bits of the examples seen before. Losses are finite. If this raises, the store puts the
-        batch's rows back as they were. Called once without any rows when a store is made, to compile loops.
+        batch's rows back as they were, and ``state`` but for arrays above 64 KB, which it is not to change. Called
+        once without any rows when a store is made, to compile loops.
         """
         return None
 
@@ -128,8 +140,8 @@ class Policy:
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 _registry: dict[str, type[Policy]] = {}
@@ -140,6 +152,11 @@ def register(name: str) -> Callable[[P], P]:
     """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
 
     def add(policy: P) -> P:
+        before = _registry.get(name)
+        if before is not None and (before.__module__, before.__qualname__) != (policy.__module__, policy.__qualname__):
+            raise ValueError(
+                f"policy {name!r} is {before.__module__}.{before.__qualname__} already: choose another name"
+            )
         policy.name = name
         _registry[name] = policy
         return policy
@@ -151,8 +168,13 @@ def make(policy: str | Policy, **config: Any) -> Policy:
     """The policy itself, or a new one by its registered name. ValueError names the known ones."""
     if isinstance(policy, Policy):
         return policy
+    if isinstance(policy, type) and issubclass(policy, Policy):
+        raise TypeError(f"policy = {policy.__name__}: expected one of it, {policy.__name__}(...), not the class")
     if policy not in _registry:
-        raise ValueError(f"policy = {policy!r}: expected a Policy or one of {', '.join(sorted(_registry))}")
+        raise ValueError(
+            f"policy = {policy!r}: expected a Policy or one of {', '.join(sorted(_registry))} (a policy of your own has"
+            " its name once its module is imported)"
+        )
     return _registry[policy](**config)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fastprio._arrays import as_float32
 from fastprio.policies.base import Policy, register
 
 if TYPE_CHECKING:
@@ -22,13 +25,20 @@ class Given(Policy):
     """
 
     def __init__(self, weights: Any = None) -> None:
-        super().__init__()
         self._given = weights
 
     def start(self, store: ScoreStore) -> None:
         """Fills the tree."""
-        if self._given is not None:
-            store.tree.fill(self._given)
+        if self._given is None:
+            return
+        weights = as_float32(self._given, "weights")
+        if len(weights) != len(store):
+            raise ValueError(f"weights: expected {len(store)} of them, one for each example, got {len(weights)}")
+        bad = ~((weights >= 0) & (weights < np.inf))
+        if bad.any():
+            at = int(bad.argmax())
+            raise ValueError(f"weights[{at}] = {weights[at]}: expected a finite number >= 0")
+        store.tree.fill(weights)
 
     def config(self) -> dict[str, Any]:
         """Nothing: a saved store has the weights as priorities."""

@@ -35,7 +35,6 @@ class InfoBatch(Policy):
     needs_epochs = True
 
     def __init__(self, ratio: float = 0.5, delta: float = 0.875) -> None:
-        super().__init__()
         if not 0 <= ratio <= 0.9:
             raise ValueError(f"ratio = {ratio}: expected 0 <= ratio <= 0.9")
         if not 0 <= delta <= 1:

@@ -75,7 +75,6 @@ class LossPower(Policy):
         ema: float = 0.0,
         max_normalize: bool = False,
     ) -> None:
-        super().__init__()
         if isinstance(beta, (tuple, list)):
             if len(beta) != 2:
                 raise ValueError(f"beta = {beta}: expected a number, or two: at the start and at the end")

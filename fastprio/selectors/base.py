@@ -64,8 +64,8 @@ class Selector:
         self,
         loader: Iterable[Any],
         score: Callable[[Any], torch.Tensor],
-        *,
         clock: Clock,
+        *,
         columns: Any = None,
         indices: Callable[[Any], Any] | None = None,
         on_scores: Callable[[torch.Tensor], None] | None = None,
@@ -76,8 +76,8 @@ class Selector:
         Args:
             loader: yields batches: a tensor, or a tuple, list or dict of tensors with one first dimension.
             score: batch -> losses [n]; called without gradients, and puts the model's mode right by itself.
-            clock: epoch and progress, kept by the loop (or a store's ``clock``). The selector's own clock has these and
-                the number of batches it has seen as its step.
+            clock: a ``fastprio.policies.Clock`` with epoch and progress, kept by the loop (or a store's ``clock``). The
+                selector's own has these, and the number of batches it has seen as its step.
             columns, indices: for selectors that read columns: those of the store, and batch -> indices int64 [n].
             on_scores: told every scored batch's losses (such as ``sampler.record``).
             on_unscored: called for every batch that needed no scores (such as ``sampler.skip``).

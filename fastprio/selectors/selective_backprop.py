@@ -25,6 +25,14 @@ class SelectiveBackprop(Selector):
         accept_all_epochs: epochs that accept everything.
         seed: in [0, 2^64).
 
+    ::
+
+        selector = SelectiveBackprop(128, beta=1.0)
+        for epoch in range(epochs):
+            clock = fastprio.policies.Clock(epoch)
+            for (x, y), _ in selector.batches(loader, losses_of, clock):  # losses_of(batch): [n]
+                ...  # train on x, y: 128 accepted examples
+
     Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", arXiv 1910.00762; defaults
     and order of operations from its code. Known to fail on noisy labels: arXiv 2107.07741.
     """

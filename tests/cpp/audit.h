@@ -30,8 +30,10 @@ inline void audit(const fastprio::SumTree& tree) {
   for (int k = 0; k < tree.levels(); ++k) {
     std::vector<uint64_t> sums(tree.level_size(k));
     for (uint64_t i = 0; i < below.size(); ++i)
-      if (i / 16 < sums.size()) sums[i / 16] += below[i];
-      else CHECK(below[i] == 0);
+      if (i / 16 < sums.size())
+        sums[i / 16] += below[i];
+      else
+        CHECK(below[i] == 0);
     uint64_t before = 0;
     for (uint64_t b = 0; b < sums.size(); before += sums[b++]) {
       if (b % 16 == 0) before = 0;

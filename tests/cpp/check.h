@@ -7,13 +7,13 @@
 
 inline uint64_t checks = 0;
 
-#define CHECK(condition)                                                          \
-  do {                                                                            \
-    ++checks;                                                                     \
-    if (!(condition)) {                                                           \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);         \
-      std::exit(1);                                                               \
-    }                                                                             \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    ++checks;                                                             \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                       \
+    }                                                                     \
   } while (0)
 
 inline int done(const char* name) {

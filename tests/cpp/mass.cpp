@@ -45,7 +45,8 @@ int main() {
     const int scale = scale_of(max_bits);
     if (scale > kCommonScale) continue;
     CHECK(common_mass(max_bits, scale) == mass(max_bits, scale));
-    for (uint32_t bits = 0; bits < max_bits; bits += 65521 + (bits >> 12)) CHECK(common_mass(bits, scale) == mass(bits, scale));
+    for (uint32_t bits = 0; bits < max_bits; bits += 65521 + (bits >> 12))
+      CHECK(common_mass(bits, scale) == mass(bits, scale));
     for (uint32_t bits = max_bits; bits + 64 > max_bits && bits > 0; --bits)
       CHECK(common_mass(bits, scale) == mass(bits, scale));
     for (int exponent = 0; exponent < int(max_bits >> 23); ++exponent)

@@ -13,8 +13,8 @@ static std::vector<uint8_t> state(const SumTree& tree) {
   };
   add(tree.priorities(), tree.size() * sizeof(float));
   for (int k = 0; k < tree.levels(); ++k) add(tree.level(k), tree.level_size(k) * sizeof(uint64_t));
-  const uint64_t numbers[] = {tree.total(), uint64_t(tree.scale()), tree.max_bits(),
-                              tree.parked().active, tree.parked().seed, tree.parked().next, tree.parked().epoch};
+  const uint64_t numbers[] = {tree.total(),       uint64_t(tree.scale()), tree.max_bits(),    tree.parked().active,
+                              tree.parked().seed, tree.parked().next,     tree.parked().epoch};
   add(numbers, sizeof numbers);
   add(tree.parked_bits().data(), tree.parked_bits().size());
   return bytes;
@@ -46,8 +46,10 @@ static void stress(uint64_t n, uint64_t seed, int steps) {
       case 1:
         if (count && random.below(3) == 0) {
           const size_t j = random.below(count);
-          if (random.below(2)) at[j] = random.below(2) ? -1 : int64_t(n);
-          else priorities[j] = bad[random.below(3)];
+          if (random.below(2))
+            at[j] = random.below(2) ? -1 : int64_t(n);
+          else
+            priorities[j] = bad[random.below(3)];
           status = tree.update(at.data(), priorities.data(), count);
           CHECK(!status.ok() && status.position == j);
           break;

@@ -21,9 +21,12 @@ from fastprio.bench import machine, throughput, versions
 BATCH = 256
 
 
-def first_batch(n: int) -> float:
-    """ms from iter() to the first batch, on a fresh sampler of policy "loss" with its defaults."""
-    batches = fastprio.PriorityBatchSampler(fastprio.PrioritySampler(n), BATCH)
+def first_batch(n: int, scored: bool) -> float:
+    """ms from iter() to the first batch, policy "loss" with its defaults, on a fresh store or one scored before."""
+    store = fastprio.ScoreStore(n)
+    if scored:
+        store.update(torch.arange(n), torch.rand(n))
+    batches = fastprio.PriorityBatchSampler(fastprio.PrioritySampler(store), BATCH)
     begin = time.perf_counter()
     next(iter(batches))
     return (time.perf_counter() - begin) * 1e3
@@ -41,7 +44,8 @@ def main() -> None:
     store = fastprio.ScoreStore(10**7)
     record = {
         "draw_and_update_over_uniform_at_1e6": ratio,
-        "first_batch_ms_at_1e7": statistics.median(first_batch(10**7) for _ in range(options.repeats)),
+        "first_batch_ms_at_1e7": statistics.median(first_batch(10**7, False) for _ in range(options.repeats)),
+        "first_batch_ms_at_1e7_scored": statistics.median(first_batch(10**7, True) for _ in range(options.repeats)),
         "tree_bytes_an_example": store.tree.nbytes / len(store),
         "store_bytes_an_example_policy_loss": store.nbytes / len(store),
         "repeats": options.repeats,

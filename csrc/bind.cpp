@@ -192,6 +192,10 @@ void integers(uint64_t bound, uint64_t seed, uint32_t epoch, Purpose purpose, ui
 }  // namespace
 
 NB_MODULE(_core, m) {
+#ifdef NDEBUG
+  // Objects alive when the interpreter ends, such as an abandoned iterator's sampler, are not leaks of this module.
+  nb::set_leak_warnings(false);
+#endif
   m.doc() = "The C++ core of fastprio. Use fastprio.SumTree; the contracts are in csrc/sum_tree.h.";
   m.attr("MAX_SIZE") = kMaxSize;
 

@@ -229,6 +229,7 @@ void SumTree::targets(const Request& request, uint64_t first, size_t count, uint
   // total = q * B + rem that is k * q + (k * rem + u) / B, where nothing exceeds 64 bits: rem < B <= 2^31.
   const uint64_t b = request.group, q = total_ / b, rem = total_ % b;
   const Stream order_stream{request.seed, request.epoch, Purpose::kStratum};
+  const int shift = std::has_single_bit(b) ? std::countr_zero(b) : -1;  // batches mostly are powers of two
   std::vector<uint64_t> words(b);
   std::vector<uint32_t> order(b);
   for (uint64_t j = 0; j < count;) {
@@ -238,7 +239,7 @@ void SumTree::targets(const Request& request, uint64_t first, size_t count, uint
     const uint64_t shared = request.scheme == Scheme::kSystematic ? uniform(group * b, word(stream, group * b, 0)) : 0;
     for (uint64_t m = 0; m < n; ++m) {
       const uint64_t k = order[place + m], u = request.scheme == Scheme::kSystematic ? shared : r[j + m];
-      r[j + m] = k * q + (k * rem + u) / b;
+      r[j + m] = k * q + (shift >= 0 ? (k * rem + u) >> shift : (k * rem + u) / b);
     }
     j += n;
   }

@@ -87,6 +87,8 @@ class Feedback:
 
     def apply(self, newest: int | None = None) -> None:
         """Hands the losses of the batches up to number ``newest`` to the store, oldest first; None: all."""
+        if not self._queue:
+            return
         with self._store.lock:  # the thread that draws and the one that steps may both be here
             while self._queue and (newest is None or self._queue[0].number <= newest):
                 update = self._queue.popleft()

@@ -66,7 +66,8 @@ class Draws:
 
     def listed(self) -> list[int]:
         """This rank's indices, a fresh list."""
-        return self.indices[self.mine].tolist()  # type: ignore[no-any-return]
+        mine = self.indices if self.mine.step == 1 else self.indices[self.mine]
+        return mine.tolist()  # type: ignore[no-any-return]
 
     def singly(self) -> Iterator[int]:
         """This rank's indices one by one, then IndexError.

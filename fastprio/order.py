@@ -127,8 +127,10 @@ class Cover:
             return
         if grown:
             self._size, self._passes = len(self._store), 0
-        unseen = self._store.unseen()
-        few = unseen if len(unseen) < self._size // 8 else None  # to walk past many that are seen would take long
+        few = None
+        if self._store.columns["seen"].any():  # to walk past many that are seen would take long
+            unseen = np.flatnonzero(~self._store.seen())
+            few = unseen if len(unseen) < self._size // 8 else None
         self._walk = Walk(self._size, seed, self._passes, _core.Purpose.cover, few)
 
     def take(self, count: int) -> Int64:

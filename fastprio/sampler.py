@@ -325,7 +325,8 @@ class PrioritySampler(DistributedSampler[Any]):
             if count <= 0 or (drop_partial and self.batch_size is not None and count < self.batch_size):
                 return None
             self._apply_for_draw()
-            self.store.set_progress(self._drawn / self._total)
+            if self.store.epochs is not None:
+                self.store.set_progress(self._drawn / self._total)
             cover = self._cover.state if self._cover.under_way else None
             indices, probabilities, weights, live = self._draw(count)
             draws = Draws(

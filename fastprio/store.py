@@ -114,12 +114,6 @@ class ScoreStore:
         """bool [size]: which examples have ever been scored. Cost: O(size), a byte an example."""
         return np.unpackbits(self._columns["seen"], count=len(self), bitorder="little").astype(bool)
 
-    def unseen(self) -> Int64:
-        """int64 [n]: the examples that were never scored, in order; all of them cost no scan. Cost: O(size)."""
-        if not self._columns["seen"].any():
-            return np.arange(len(self))
-        return np.flatnonzero(~self.seen())
-
     def all_seen(self) -> bool:
         """Whether every example has been scored. Cost: O(size / 8)."""
         bits, rest = self._columns["seen"], len(self) % 8

@@ -66,8 +66,8 @@ def _count(text: str) -> int:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (1 <= value < 2**53 and value == int(value)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1, such as 256 or 1e6")
+    if not (1 <= value <= 2**32 and value == int(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 2^32, such as 256 or 1e6")
     return int(value)
 
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <string>
 
+#include "ints.h"
 #include "permutation.h"
 #include "sum_tree.h"
 
@@ -269,6 +270,12 @@ NB_MODULE(_core, m) {
           "k"_a, "For tests: the nodes of level k, 0 being the one above the leaves.")
       .def_prop_ro("levels", &SumTree::levels);
 
+  nb::class_<Singles>(m, "Singles", nb::type_slots(singles_slots),
+                      "An iterator of ints, of which the rest can be taken back.")
+      .def(nb::init<Singles::Indices>(), "indices"_a.noconvert())
+      .def("__len__", &Singles::size)
+      .def_prop_ro("taken", &Singles::taken)
+      .def("cut", &Singles::cut);
   m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a, "indices"_a.noconvert());
   m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a, "out"_a.noconvert());
   m.def(

@@ -108,6 +108,24 @@ class SumTree:
     @property
     def levels(self) -> int: ...
 
+class Singles:
+    """An iterator of ints, of which the rest can be taken back."""
+
+    def __iter__(self, /):
+        """Implement iter(self)."""
+
+    def __next__(self, /):
+        """Implement next(self)."""
+
+    def __init__(self, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def taken(self) -> int: ...
+
+    def cut(self) -> int: ...
+
 def walk(n: int, seed: int, epoch: int, purpose: Purpose, position: int, skip: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')]) -> tuple[int, int]: ...
 
 def integers(bound: int, seed: int, epoch: int, purpose: Purpose, first: int, out: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...

@@ -50,30 +50,26 @@ class Feedback:
             raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
         if at is not None and self._lag is not None:
             raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
-        taken = self._take(at, len(losses), consume=False)
+        taken = self._journal.peek(len(losses)) if at is None else self._journal.find(at)
         self._check_left(len(losses))
         if losses.device.type == "cpu" and (self._lag is None or not policy.observes):
             self.apply()
             self._store.update(taken.indices, losses, **observations)  # if it refuses, nothing was consumed
         elif policy.observes:
             self._put(taken, losses, observations)
-        return self._take(at, len(losses), consume=True)
+        self._journal.consume(taken)
+        return taken
 
     def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
         if losses.device.type == "cpu":  # elsewhere it would have to wait
             self._store.check(taken.indices, losses, **observations)
-        self._queue.append(_Update(taken.number, taken.indices, losses, observations))
-
-    def _take(self, indices: Int64 | None, count: int | None, consume: bool) -> Taken:
-        if indices is None:
-            return self._journal.take(count, consume)
-        return self._journal.find(indices, consume)
+        self._queue.append(_Update(taken.draws.number, taken.indices, losses, observations))
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""
-        at = None if indices is None else as_indices(indices)
-        self._check_left(len(self._take(at, count, consume=False).indices))
-        self._take(at, count, consume=True)
+        taken = self._journal.peek(count) if indices is None else self._journal.find(as_indices(indices))
+        self._check_left(len(taken.indices))
+        self._journal.consume(taken)
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""

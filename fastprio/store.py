@@ -14,7 +14,7 @@ import torch
 
 from fastprio import _file
 from fastprio._arrays import as_float32, as_indices, integer, to_numpy
-from fastprio._kernels import OK, first_bad_row, set_bits
+from fastprio._kernels import any_bad, mark
 from fastprio._locks import fork_safe_lock
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
@@ -155,36 +155,57 @@ class ScoreStore:
             raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
         if loss.size != at.size:
             raise ValueError(f"losses: expected {at.size} of them, one for each index, got {loss.size}")
-        kind, row = first_bad_row(at, loss, len(self))
+        least = self.policy.least_loss if origin != "reference" else -np.inf
         skipped = 0
-        if kind != OK:
-            bad = (at < 0) | (at >= len(self))
-            if bad.any():
-                row = int(bad.argmax())
-                raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
-            if self.on_nonfinite == "raise":
-                raise ValueError(
-                    f"losses[{row}] = {loss[row]}: expected finite losses; skip() passes over the batch, and "
-                    "on_nonfinite='skip' leaves such rows out and counts them"
-                )
-            good = np.isfinite(loss)
+        if any_bad(at, loss, len(self), least):
+            good = self._refuse_or_skip(at, loss, least)
             skipped = int((~good).sum())
             at, loss, others = at[good], loss[good], {name: value[good] for name, value in others.items()}
         obs = Observation(loss, origin, others)
         self.policy.check(obs)
         return at, obs, skipped
 
+    def _refuse_or_skip(self, at: Int64, loss: Float32, least: float) -> Any:
+        """Which rows to keep, bool [n]. Raises where a row is bad in another way than one that is to be skipped."""
+        inside, finite = (at >= 0) & (at < len(self)), np.isfinite(loss)
+        if not inside.all():
+            row = int(inside.argmin())
+            raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
+        if self.on_nonfinite == "raise" and not finite.all():
+            row = int(finite.argmin())
+            raise ValueError(
+                f"losses[{row}] = {loss[row]}: expected finite losses; skip() passes over the batch, and "
+                "on_nonfinite='skip' leaves such rows out and counts them"
+            )
+        small = finite & (loss < least)
+        if small.any():
+            row = int(small.argmax())
+            raise ValueError(f"losses[{row}] = {loss[row]}: policy {self.policy.name!r} expects losses >= {least:g}")
+        return finite
+
     def _observe(self, at: Any, obs: Observation) -> None:
+        if self.policy.infallible:
+            self._let_policy_observe(at, obs)
+        else:
+            self._let_policy_observe_or_undo(at, obs)
+        if obs.origin != "reference":
+            mark(self._columns["seen"], self._fresh, at)
+        self.clock.step += 1
+
+    def _let_policy_observe(self, at: Any, obs: Observation) -> None:
+        rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
+        priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
+        if priorities is not None:
+            self._set_observed(at, priorities)
+
+    def _let_policy_observe_or_undo(self, at: Any, obs: Observation) -> None:
         # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
         rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
         rows["seen"] = at >> 3
         before = {name: self._columns[name][row] for name, row in rows.items()}
         state = {name: copy.deepcopy(value) for name, value in self.policy.state.items() if _small(value)}
         try:
-            rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
-            priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
-            if priorities is not None:
-                self._set_observed(at, priorities)
+            self._let_policy_observe(at, obs)
         except BaseException:
             for name, row in rows.items():
                 self._columns[name][row] = before[name]
@@ -192,10 +213,6 @@ class ScoreStore:
                 del self.policy.state[name]
             self.policy.state.update(state)
             raise
-        if obs.origin != "reference":
-            set_bits(self._columns["seen"], at)
-            set_bits(self._fresh, at)
-        self.clock.step += 1
 
     def _set_observed(self, at: Int64, priorities: Any) -> None:
         try:
@@ -205,6 +222,8 @@ class ScoreStore:
             raise type(error)(f"{what} what cannot be the priorities of {len(at)} rows: {error}") from error
 
     def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
+        if not observations and not self.policy.requires:
+            return {}
         missing = [name for name in self.policy.requires if name not in observations]
         if missing:
             raise TypeError(f"policy {self.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")
@@ -416,8 +435,8 @@ class ScoreStore:
     def _warm_up(self) -> None:
         # Compiles the policy's loops now, on no rows, and not in the first step of training.
         none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
-        first_bad_row(np.empty(0, np.int64), none.loss, len(self))
-        set_bits(self._fresh, np.empty(0, np.int64))
+        any_bad(np.empty(0, np.int64), none.loss, len(self), -np.inf)
+        mark(self._columns["seen"], self._fresh, np.empty(0, np.int64))
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()

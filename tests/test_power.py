@@ -119,7 +119,7 @@ def test_is_monotone_between_neighbouring_float32_losses(exponent):
 
 GOLDEN = [
     # x, exponent, the bits of the result as float.hex
-    (2.0, 0.5, "0x1.6a09e667f3bcep+0"),
+    (2.0, 0.5, "0x1.6a09e667f3bccp+0"),
     (0.1, 0.6, "0x1.0137987dd704dp-2"),
     (1e-06, 0.6, "0x1.0763f01e8e5aep-12"),
     (3.7, 0.6, "0x1.18a0c4bbe2b81p+1"),

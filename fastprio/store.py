@@ -135,7 +135,12 @@ class ScoreStore:
 
         Cost: O(n log size).
         """
-        at, obs, skipped = self._checked(indices, losses, origin, observations)
+        loss = as_float32(losses, "losses", tiny_is_zero=True)
+        self.update_rows(as_indices(indices), loss, origin, observations)
+
+    def update_rows(self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]) -> None:
+        """``update`` for a caller that has arrays already, such as a sampler in every step."""
+        at, obs, skipped = self._checked(at, loss, origin, observations)
         with self.lock:
             self._observe(at, obs)
             self.skipped_nonfinite += skipped
@@ -143,13 +148,12 @@ class ScoreStore:
 
     def check(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
         """Raises what ``update`` would raise, and does nothing else."""
-        self._checked(indices, losses, origin, observations)
+        self._checked(as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True), origin, observations)
 
     def _checked(
-        self, indices: Any, losses: Any, origin: str, observations: Mapping[str, Any]
+        self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]
     ) -> tuple[Int64, Observation, int]:
-        """The rows as arrays, without those that are skipped, and how many those were."""
-        at, loss = as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True)
+        """The rows without those that are skipped, and how many those were."""
         others = self._others(observations, at.size)
         if origin not in ORIGINS:
             raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
@@ -185,27 +189,29 @@ class ScoreStore:
 
     def _observe(self, at: Any, obs: Observation) -> None:
         if self.policy.infallible:
-            self._let_policy_observe(at, obs)
+            priorities = self._let_policy_observe(at, obs)
+            if priorities is not None:
+                self.tree.update_checked(at, priorities)
         else:
-            self._let_policy_observe_or_undo(at, obs)
+            self._observe_or_undo(at, obs)
         if obs.origin != "reference":
             mark(self._columns["seen"], self._fresh, at)
         self.clock.step += 1
 
-    def _let_policy_observe(self, at: Any, obs: Observation) -> None:
+    def _let_policy_observe(self, at: Any, obs: Observation) -> Any:
         rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
-        priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
-        if priorities is not None:
-            self._set_observed(at, priorities)
+        return self.policy.observe(self._columns, at, obs, self.clock, rng)
 
-    def _let_policy_observe_or_undo(self, at: Any, obs: Observation) -> None:
+    def _observe_or_undo(self, at: Any, obs: Observation) -> None:
         # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
         rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
         rows["seen"] = at >> 3
         before = {name: self._columns[name][row] for name, row in rows.items()}
         state = {name: copy.deepcopy(value) for name, value in self.policy.state.items() if _small(value)}
         try:
-            self._let_policy_observe(at, obs)
+            priorities = self._let_policy_observe(at, obs)
+            if priorities is not None:
+                self._set_observed(at, priorities)
         except BaseException:
             for name, row in rows.items():
                 self._columns[name][row] = before[name]

@@ -96,7 +96,10 @@ class SumTree:
 
         Cost: O(n log size); a new largest priority may rebuild the sums, O(size).
         """
-        at, values = as_indices(indices), as_float32(priorities, "priorities")
+        self.update_checked(as_indices(indices), as_float32(priorities, "priorities"))
+
+    def update_checked(self, at: Int64, values: Float32) -> None:
+        """``update`` for a caller that has arrays of the right kind already, such as a store in every step."""
         with self._lock:
             self._core.update(at, values)
 

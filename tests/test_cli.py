@@ -151,7 +151,7 @@ def test_the_demo_compares_equal_work_and_leaves_its_files(tmp_path: Path, capsy
         for count in ("batches", "forwards", "backprops"):
             assert a[count] == b[count]
         assert 0 <= a["test_accuracy"] <= 1
-        assert 0 < b["draw_seconds"] + b["record_seconds"] < b["train_seconds"]
+        assert 0 < b["draw_seconds"] + b["reduce_seconds"] < b["train_seconds"]
     assert uniform[-1]["backprops"] == 600
     assert all(done["store"]["coverage"] == 1 for done in prioritized)
     assert prioritized[0]["priorities"] != prioritized[-1]["priorities"]

@@ -165,19 +165,19 @@ class Arm:
     sampler: fastprio.PrioritySampler | None = None
     store: fastprio.ScoreStore | None = None
     train_seconds: float = 0.0
-    record_seconds: float = 0.0
+    reduce_seconds: float = 0.0
     forwards: int = 0
     backprops: int = 0
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     def mean(self, losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The scalar to minimise: the mean of losses float32 [B], weighted and recorded if this arm has priorities."""
-        if self.sampler is None:
-            return losses.mean()
         begin = time.perf_counter()
-        observed = observations(self.store, losses, logits, labels)
-        loss = self.sampler.step(losses, **observed)
-        self.record_seconds += time.perf_counter() - begin
+        if self.sampler is None:
+            loss = losses.mean()
+        else:
+            loss = self.sampler.step(losses, **observations(self.store, losses, logits, labels))
+        self.reduce_seconds += time.perf_counter() - begin
         return loss
 
 
@@ -255,7 +255,7 @@ def finish_epoch(arm: Arm, data: Data) -> dict[str, Any]:
         "train_seconds": arm.train_seconds,
         "evaluation_seconds": time.perf_counter() - begin,
         "draw_seconds": arm.choosing.seconds,
-        "record_seconds": arm.record_seconds,
+        "reduce_seconds": arm.reduce_seconds,
         "batches": arm.choosing.count,
         "forwards": arm.forwards,
         "backprops": arm.backprops,

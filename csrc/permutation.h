@@ -20,7 +20,7 @@
 namespace fastprio {
 
 // order[0, n) becomes a permutation of [0, n). Step j uses word first_word + j of the stream; first[j] is
-// that word, filled in by the caller (fill_words), and later attempts are computed in the rare case.
+// that word, filled in by the caller (Kernels::words), and later attempts are computed in the rare case.
 inline void shuffle(const Stream& stream, uint64_t first_word, const uint64_t* first, uint32_t n, uint32_t* order) {
   for (uint32_t j = 0; j < n; ++j) order[j] = j;
   for (uint32_t j = n; j-- > 1;) {

@@ -207,9 +207,8 @@ Status SumTree::find(const uint64_t* masses, size_t count, int64_t* indices) con
   for (size_t j = 0; j < count; ++j)
     if (masses[j] >= total_) return {total_ ? Status::kMassOutOfRange : Status::kEmpty, j};
   uint32_t leaf_masses[256];
-  uint64_t rests[256];
   for (size_t first = 0; first < count; first += 256)
-    descend(masses + first, std::min<size_t>(256, count - first), indices + first, leaf_masses, rests);
+    descend(masses + first, std::min<size_t>(256, count - first), indices + first, leaf_masses, nullptr);
   return {};
 }
 
@@ -253,12 +252,12 @@ Status SumTree::sample(const Request& request, int64_t* indices, double* probabi
   uint64_t* r = reinterpret_cast<uint64_t*>(indices);  // the targets are replaced by the leaves, in place
   targets(request, 0, request.count, r);
   const double total = double(total_);
-  uint64_t chunk[256], rests[256];
+  uint64_t chunk[256];
   uint32_t masses[256];
   for (uint64_t first = 0; first < request.count; first += 256) {
     const size_t n = std::min<uint64_t>(256, request.count - first);
     std::copy_n(r + first, n, chunk);
-    descend(chunk, n, indices + first, masses, rests);
+    descend(chunk, n, indices + first, masses, nullptr);
     for (size_t j = 0; j < n; ++j) probabilities[first + j] = double(masses[j]) / total;
   }
   return {};

@@ -81,24 +81,35 @@ inline void add_after(uint64_t* node, uint64_t child, uint64_t delta) {
     store4(node + v, _mm256_add_epi64(load4(node + v), _mm256_and_si256(load4(kAfter[child].data() + v), d)));
 }
 
-// As in avx512.h.
-constexpr size_t kBlocks = 4;
+// As in avx512.h, four blocks to a vector, and as many vectors as there are registers for.
+constexpr int kGroups = 2;
+constexpr size_t kBlocks = 4 * kGroups;
 inline void words_of_blocks(const Stream& stream, uint64_t number, uint64_t* out) {
-  const __m256i numbers = _mm256_add_epi64(_mm256_set1_epi64x(int64_t(number)), _mm256_setr_epi64x(0, 1, 2, 3));
-  __m256i c0 = numbers, c1 = _mm256_srli_epi64(numbers, 32);
-  __m256i c2 = _mm256_set1_epi64x(stream.epoch), c3 = _mm256_set1_epi64x(int64_t(stream.purpose) << 24);
-  uint32_t k0 = uint32_t(stream.seed), k1 = uint32_t(stream.seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
-    const __m256i a = _mm256_mul_epu32(c0, _mm256_set1_epi64x(0xD2511F53));
-    const __m256i b = _mm256_mul_epu32(c2, _mm256_set1_epi64x(0xCD9E8D57));
-    c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), c1), _mm256_set1_epi64x(k0));
-    c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), c3), _mm256_set1_epi64x(k1));
-    c1 = b;
-    c3 = a;
+  __m256i c0[kGroups], c1[kGroups], c2[kGroups], c3[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    c0[g] = _mm256_add_epi64(_mm256_set1_epi64x(int64_t(number) + 4 * g), _mm256_setr_epi64x(0, 1, 2, 3));
+    c1[g] = _mm256_srli_epi64(c0[g], 32);
+    c2[g] = _mm256_set1_epi64x(stream.epoch);
+    c3[g] = _mm256_set1_epi64x(int64_t(stream.purpose) << 24);
   }
-  const __m256i even = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-  const __m256i odd = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
-  const __m256i low = _mm256_unpacklo_epi64(even, odd), high = _mm256_unpackhi_epi64(even, odd);
-  store4(out, _mm256_permute2x128_si256(low, high, 0x20));
-  store4(out + 4, _mm256_permute2x128_si256(low, high, 0x31));
+  __m256i k0 = _mm256_set1_epi64x(int64_t(stream.seed)), k1 = _mm256_set1_epi64x(int64_t(stream.seed >> 32));
+  for (int round = 0; round < 10; ++round) {
+    for (int g = 0; g < kGroups; ++g) {
+      const __m256i a = _mm256_mul_epu32(c0[g], _mm256_set1_epi64x(0xD2511F53));
+      const __m256i b = _mm256_mul_epu32(c2[g], _mm256_set1_epi64x(0xCD9E8D57));
+      c0[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), c1[g]), k0);
+      c2[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), c3[g]), k1);
+      c1[g] = b;
+      c3[g] = a;
+    }
+    k0 = _mm256_add_epi64(k0, _mm256_set1_epi64x(0x9E3779B9));
+    k1 = _mm256_add_epi64(k1, _mm256_set1_epi64x(0xBB67AE85));
+  }
+  for (int g = 0; g < kGroups; ++g, out += 8) {
+    const __m256i even = _mm256_blend_epi32(c0[g], _mm256_slli_epi64(c1[g], 32), 0xAA);
+    const __m256i odd = _mm256_blend_epi32(c2[g], _mm256_slli_epi64(c3[g], 32), 0xAA);
+    const __m256i low = _mm256_unpacklo_epi64(even, odd), high = _mm256_unpackhi_epi64(even, odd);
+    store4(out, _mm256_permute2x128_si256(low, high, 0x20));
+    store4(out + 4, _mm256_permute2x128_si256(low, high, 0x31));
+  }
 }

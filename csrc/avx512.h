@@ -53,28 +53,37 @@ inline void add_after(uint64_t* node, uint64_t child, uint64_t delta) {
   _mm512_store_si512(node + 8, _mm512_mask_add_epi64(high, __mmask8(after >> 8), high, d));
 }
 
-// A block to a lane of 64 bits. The multiplication reads the low half of a lane, so what the exclusive or leaves in the
-// high half does no harm.
-constexpr size_t kBlocks = 8;
+// A block to a lane of 64 bits, eight to a vector, four vectors side by side to hide the multiplication's latency. It
+// reads the low half of a lane, so what sums and exclusive ors leave in the high half does no harm.
+constexpr int kGroups = 4;
+constexpr size_t kBlocks = 8 * kGroups;
 inline void words_of_blocks(const Stream& stream, uint64_t number, uint64_t* out) {
-  const __m512i numbers =
-      _mm512_add_epi64(_mm512_set1_epi64(int64_t(number)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-  __m512i c0 = numbers, c1 = _mm512_srli_epi64(numbers, 32);
-  __m512i c2 = _mm512_set1_epi64(stream.epoch), c3 = _mm512_set1_epi64(int64_t(stream.purpose) << 24);
-  uint32_t k0 = uint32_t(stream.seed), k1 = uint32_t(stream.seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
-    const __m512i a = _mm512_mul_epu32(c0, _mm512_set1_epi64(0xD2511F53));
-    const __m512i b = _mm512_mul_epu32(c2, _mm512_set1_epi64(0xCD9E8D57));
-    c0 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(b, 32), c1), _mm512_set1_epi64(k0));
-    c2 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(a, 32), c3), _mm512_set1_epi64(k1));
-    c1 = b;
-    c3 = a;
+  __m512i c0[kGroups], c1[kGroups], c2[kGroups], c3[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    const __m512i first = _mm512_set1_epi64(int64_t(number) + 8 * g);
+    c0[g] = _mm512_add_epi64(first, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    c1[g] = _mm512_srli_epi64(c0[g], 32);
+    c2[g] = _mm512_set1_epi64(stream.epoch);
+    c3[g] = _mm512_set1_epi64(int64_t(stream.purpose) << 24);
   }
-  // Lanes' low halves: the even 32-bit places from one, the odd places from the other.
-  const __m512i even = _mm512_mask_mov_epi32(c0, 0xAAAA, _mm512_slli_epi64(c1, 32));
-  const __m512i odd = _mm512_mask_mov_epi32(c2, 0xAAAA, _mm512_slli_epi64(c3, 32));
-  const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-  _mm512_storeu_si512(out, _mm512_permutex2var_epi64(even, first, odd));
-  const __m512i second = _mm512_add_epi64(first, _mm512_set1_epi64(4));
-  _mm512_storeu_si512(out + 8, _mm512_permutex2var_epi64(even, second, odd));
+  __m512i k0 = _mm512_set1_epi64(int64_t(stream.seed)), k1 = _mm512_set1_epi64(int64_t(stream.seed >> 32));
+  for (int round = 0; round < 10; ++round) {
+    for (int g = 0; g < kGroups; ++g) {
+      const __m512i a = _mm512_mul_epu32(c0[g], _mm512_set1_epi64(0xD2511F53));
+      const __m512i b = _mm512_mul_epu32(c2[g], _mm512_set1_epi64(0xCD9E8D57));
+      c0[g] = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(b, 32), c1[g]), k0);
+      c2[g] = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(a, 32), c3[g]), k1);
+      c1[g] = b;
+      c3[g] = a;
+    }
+    k0 = _mm512_add_epi64(k0, _mm512_set1_epi64(0x9E3779B9));
+    k1 = _mm512_add_epi64(k1, _mm512_set1_epi64(0xBB67AE85));
+  }
+  const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+  for (int g = 0; g < kGroups; ++g, out += 16) {
+    const __m512i even = _mm512_mask_mov_epi32(c0[g], 0xAAAA, _mm512_slli_epi64(c1[g], 32));
+    const __m512i odd = _mm512_mask_mov_epi32(c2[g], 0xAAAA, _mm512_slli_epi64(c3[g], 32));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi64(even, low, odd));
+    _mm512_storeu_si512(out + 8, _mm512_permutex2var_epi64(even, high, odd));
+  }
 }

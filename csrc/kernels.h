@@ -32,7 +32,7 @@ struct View {
 
 struct Kernels {
   // For each r[j] below the total: indices[j] the leaf, masses[j] its mass, and, unless rests is null,
-  // rests[j] = r[j] - prefix(leaf).
+  // rests[j] = r[j] - prefix(leaf). r may be where indices is.
   void (*descend)(const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses,
                   uint64_t* rests);
   // Writes the level above the leaves, whose first `blocks` entries are of blocks of leaves, and each node's total.

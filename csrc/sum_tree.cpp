@@ -229,12 +229,17 @@ void SumTree::targets(const Request& request, uint64_t first, size_t count, uint
   const uint64_t b = request.group, q = total_ / b, rem = total_ % b;
   const Stream order_stream{request.seed, request.epoch, Purpose::kStratum};
   const int shift = std::has_single_bit(b) ? std::countr_zero(b) : -1;  // batches mostly are powers of two
-  std::vector<uint64_t> words(b);
-  std::vector<uint32_t> order(b);
+  constexpr uint64_t kSmall = 1024;                                     // a group that is not worth an allocation
+  uint64_t small_words[kSmall];
+  uint32_t small_order[kSmall];
+  std::vector<uint64_t> large_words(b > kSmall ? b : 0);
+  std::vector<uint32_t> large_order(b > kSmall ? b : 0);
+  uint64_t* const words = b > kSmall ? large_words.data() : small_words;
+  uint32_t* const order = b > kSmall ? large_order.data() : small_order;
   for (uint64_t j = 0; j < count;) {
     const uint64_t group = (begin + j) / b, place = (begin + j) % b, n = std::min<uint64_t>(b - place, count - j);
-    kernels().words(order_stream, group * b, b, words.data());
-    shuffle(order_stream, group * b, words.data(), uint32_t(b), order.data());
+    kernels().words(order_stream, group * b, b, words);
+    shuffle(order_stream, group * b, words, uint32_t(b), order);
     const uint64_t shared = request.scheme == Scheme::kSystematic ? uniform(group * b, word(stream, group * b, 0)) : 0;
     for (uint64_t m = 0; m < n; ++m) {
       const uint64_t k = order[place + m], u = request.scheme == Scheme::kSystematic ? shared : r[j + m];
@@ -252,12 +257,10 @@ Status SumTree::sample(const Request& request, int64_t* indices, double* probabi
   uint64_t* r = reinterpret_cast<uint64_t*>(indices);  // the targets are replaced by the leaves, in place
   targets(request, 0, request.count, r);
   const double total = double(total_);
-  uint64_t chunk[256];
   uint32_t masses[256];
   for (uint64_t first = 0; first < request.count; first += 256) {
     const size_t n = std::min<uint64_t>(256, request.count - first);
-    std::copy_n(r + first, n, chunk);
-    descend(chunk, n, indices + first, masses, nullptr);
+    descend(r + first, n, indices + first, masses, nullptr);
     for (size_t j = 0; j < n; ++j) probabilities[first + j] = double(masses[j]) / total;
   }
   return {};

@@ -156,15 +156,17 @@ void find(const SumTree& tree, In<uint64_t> masses, Array<int64_t> indices) {
   if (!s.ok()) raise(tree, s, nullptr, nullptr, masses.data());
 }
 
-void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, Scheme scheme, uint64_t group,
+void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, int scheme, uint64_t group,
             Array<int64_t> indices, Array<double> probabilities) {
   same_length(indices, probabilities);
+  if (scheme < int(Scheme::kIid) || scheme > int(Scheme::kEpoch))
+    throw nb::value_error("scheme: expected one of SCHEMES");
   if (group < 1 || group > kMaxGroup)
     throw nb::value_error(("group = " + std::to_string(group) + ": expected 1 <= group <= 2^31").c_str());
   Status s;
   {
     nb::gil_scoped_release release;
-    s = tree.sample({seed, epoch, offset, indices.size(), scheme, group}, indices.data(), probabilities.data());
+    s = tree.sample({seed, epoch, offset, indices.size(), Scheme(scheme), group}, indices.data(), probabilities.data());
   }
   if (!s.ok()) raise(tree, s, nullptr, nullptr, nullptr, offset);
 }
@@ -200,12 +202,13 @@ NB_MODULE(_core, m) {
   m.doc() = "The C++ core of fastprio. Use fastprio.SumTree; the contracts are in csrc/sum_tree.h.";
   m.attr("MAX_SIZE") = kMaxSize;
 
-  nb::enum_<Scheme>(m, "Scheme", "How the draws of a call hang together.")
-      .value("iid", Scheme::kIid)
-      .value("stratified", Scheme::kStratified)
-      .value("systematic", Scheme::kSystematic)
-      .value("unique", Scheme::kUnique)
-      .value("epoch", Scheme::kEpoch);
+  nb::dict schemes;  // plain numbers: an enumeration's member would be looked up in every call
+  schemes["iid"] = int(Scheme::kIid);
+  schemes["stratified"] = int(Scheme::kStratified);
+  schemes["systematic"] = int(Scheme::kSystematic);
+  schemes["unique"] = int(Scheme::kUnique);
+  schemes["epoch"] = int(Scheme::kEpoch);
+  m.attr("SCHEMES") = nb::typed<nb::dict, nb::str, int>(schemes);
   nb::enum_<Purpose>(m, "Purpose", "What random bits are used for; two purposes never share bits.")
       .value("draw", Purpose::kDraw)
       .value("stratum", Purpose::kStratum)

@@ -11,18 +11,7 @@ from numpy.typing import NDArray
 
 MAX_SIZE: int = 4294967296
 
-class Scheme(enum.Enum):
-    """How the draws of a call hang together."""
-
-    iid = 0
-
-    stratified = 1
-
-    systematic = 2
-
-    unique = 3
-
-    epoch = 4
+SCHEMES: dict = ...
 
 class Purpose(enum.Enum):
     """What random bits are used for; two purposes never share bits."""
@@ -92,7 +81,7 @@ class SumTree:
 
     def find(self, masses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
-    def sample(self, seed: int, epoch: int, offset: int, scheme: Scheme, group: int, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], probabilities: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+    def sample(self, seed: int, epoch: int, offset: int, scheme: int, group: int, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], probabilities: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
     def parked(self) -> tuple[bool, int, int, int, bytes]:
         """(active, seed, epoch, next, a bit an example)"""

@@ -208,7 +208,7 @@ NB_MODULE(_core, m) {
   schemes["systematic"] = int(Scheme::kSystematic);
   schemes["unique"] = int(Scheme::kUnique);
   schemes["epoch"] = int(Scheme::kEpoch);
-  m.attr("SCHEMES") = nb::typed<nb::dict, nb::str, int>(schemes);
+  m.attr("SCHEMES") = schemes;
   nb::enum_<Purpose>(m, "Purpose", "What random bits are used for; two purposes never share bits.")
       .value("draw", Purpose::kDraw)
       .value("stratum", Purpose::kStratum)

@@ -14,8 +14,8 @@ from fastprio._locks import fork_safe_lock
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
-DEPTH = 1 << 20
-"""How many draws are kept for a loop that never steps: 20 to 60 MB."""
+DEPTH = 1 << 18
+"""How many draws may be in flight; a loop that never steps keeps as many. 20 bytes each, so that they stay in the cache."""
 
 
 class Draws:

@@ -15,7 +15,8 @@
 #define TARGET_BEGIN(set) PRAGMA(GCC push_options) PRAGMA(GCC target(set))
 #define TARGET_END PRAGMA(GCC pop_options)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 warns of its own header: its bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12 warns of its own header: its bug 105593
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>

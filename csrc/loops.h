@@ -41,6 +41,21 @@ inline __attribute__((always_inline)) void step_down(const uint64_t* sums, const
   }
 }
 
+// The leaf that rest[q] falls in, of the block that starts at at[q]. plain: nothing uncommon, nothing parked.
+inline __attribute__((always_inline)) void pick_leaves(const View& tree, bool plain, const uint64_t* at,
+                                                       const uint64_t* rest, size_t n, int64_t* indices,
+                                                       uint32_t* masses, uint64_t* rests) {
+  for (size_t q = 0; q < n; ++q) {
+    const Masses block = plain ? common_masses(tree.leaves + at[q], tree.scale) : block_masses(tree, at[q] / kFanout);
+    const uint64_t child = pick_leaf(block, rest[q]);
+    alignas(64) uint32_t each[kFanout];
+    store(block, each);
+    indices[q] = int64_t(at[q] + child);
+    masses[q] = each[child];
+    if (rests) rests[q] = rest[q] - sum(without(block, 0xFFFFu << child));
+  }
+}
+
 void descend(const View& given, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) {
   const View tree = given;  // a copy, because for all that the compiler knows `indices` points into the original
   for (size_t first = 0; first < count; first += kInFlight) {
@@ -55,15 +70,10 @@ void descend(const View& given, const uint64_t* r, size_t count, int64_t* indice
         step_down(sums, from, n, at, rest, below, sizeof(uint64_t), 2);
     }
     step_down(tree.levels[0].data(), from, n, at, rest, tree.leaves, sizeof(float), 1);
-    for (size_t q = 0; q < n; ++q) {
-      const Masses block = block_masses(tree, at[q] / kFanout);
-      const uint64_t child = pick_leaf(block, rest[q]);
-      alignas(64) uint32_t each[kFanout];
-      store(block, each);
-      indices[first + q] = int64_t(at[q] + child);
-      masses[first + q] = each[child];
-      if (rests) rests[first + q] = rest[q] - sum(without(block, 0xFFFFu << child));
-    }
+    if (tree.common && !tree.parked)
+      pick_leaves(tree, true, at, rest, n, indices + first, masses + first, rests ? rests + first : nullptr);
+    else
+      pick_leaves(tree, false, at, rest, n, indices + first, masses + first, rests ? rests + first : nullptr);
   }
 }
 

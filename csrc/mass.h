@@ -45,7 +45,7 @@ inline uint32_t mass(uint32_t bits, int scale) {
 }
 
 // The same by the floating-point unit, several times faster, for a priority that is at most the M that its scale was
-// chosen from, and a scale of at most kCommonScale, that is, M >= 2^-98. No mode of that unit changes the result,
+// chosen from, and a scale of at most kCommonScale, that is, M >= 2^-96. No mode of that unit changes the result,
 // because each operation is exact, with one exception that does not matter: a product below 2^-126, which may be
 // rounded or flushed to zero, is below one half either way, and so is that of a subnormal priority.
 constexpr int kCommonScale = 125;

@@ -69,6 +69,22 @@ void SumTree::offer(uint32_t max_bits) {
   if (total_ > 0) rebuild();  // all sums are zero under any scale
 }
 
+// Adds sums[c], modulo 2^64, to what stands after entry c of level k, which is one of the two uppermost, and so on up.
+void SumTree::add_everywhere(int k, const uint64_t* sums) {
+  uint64_t above[kFanout];
+  for (uint64_t b = 0; b < levels_[k].size(); b += kFanout) {
+    uint64_t before = 0;
+    for (uint64_t c = b; c < b + kFanout; ++c) {
+      levels_[k][c] += before;
+      before += sums[c];
+    }
+    above[b / kFanout] = before;
+  }
+  if (k + 1 == levels()) return;
+  for (uint64_t c = levels_[k].size() / kFanout; c < kFanout; ++c) above[c] = 0;
+  add_everywhere(k + 1, above);
+}
+
 Status SumTree::update(const int64_t* indices, const float* priorities, size_t count) {
   uint32_t max_bits = 0;
   bool good = true;
@@ -83,15 +99,23 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
       if (priority_bits(priorities[j]) >= kInfinityBits) return {Status::kBadPriority, j};
     }
   offer(max_bits);
-  constexpr size_t kAhead = 16;
+  // What a later index will change is asked for early: its leaf and its node above the leaves. Nodes further up are
+  // few.
+  constexpr size_t kAhead = 64;
+  auto prefetch = [&](uint64_t i) {
+    const uint64_t* node = levels_[0].data() + i / (kFanout * kFanout) * kFanout;
+    __builtin_prefetch(&leaves_[i], 1);
+    __builtin_prefetch(node, 1);
+    __builtin_prefetch(node + kFanout / 2, 1);
+  };
   uint32_t before[256], after[256];
   uint64_t deltas[256];
   for (size_t first = 0; first < count; first += std::size(deltas)) {
     const size_t n = std::min(std::size(deltas), count - first);
     const int64_t* at = indices + first;
-    for (size_t j = 0; j < std::min(kAhead, n); ++j) __builtin_prefetch(&leaves_[at[j]], 1);
+    for (size_t j = 0; j < std::min(kAhead, n); ++j) prefetch(uint64_t(at[j]));
     for (size_t j = 0; j < n; ++j) {  // in order: the last duplicate wins, and the deltas add up
-      if (j + kAhead < n) __builtin_prefetch(&leaves_[at[j + kAhead]], 1);
+      if (j + kAhead < n) prefetch(uint64_t(at[j + kAhead]));
       before[j] = std::bit_cast<uint32_t>(leaves_[at[j]]);
       after[j] = priority_bits(priorities[first + j]);
       leaves_[at[j]] = std::bit_cast<float>(after[j]);
@@ -100,8 +124,13 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
     if (parked_.active)
       for (size_t j = 0; j < n; ++j)
         if (parked_bits_[at[j] >> 3] >> (at[j] & 7) & 1) deltas[j] = 0;
-    int shift = 0;
-    for (auto& level : levels_) kernels().add(level.data(), at, shift += kShift, deltas, n);
+    const int apart = n < 32 ? levels() : std::max(levels() - 2, 0);  // levels where each delta goes up by itself
+    for (int k = 0; k < apart; ++k) kernels().add(levels_[k].data(), at, kShift * (k + 1), deltas, n);
+    if (apart < levels()) {
+      uint64_t sums[kFanout * kFanout] = {};
+      for (size_t j = 0; j < n; ++j) sums[uint64_t(at[j]) >> kShift * (apart + 1)] += deltas[j];
+      add_everywhere(apart, sums);
+    }
     for (size_t j = 0; j < n; ++j) total_ += deltas[j];
   }
   return {};

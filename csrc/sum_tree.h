@@ -142,6 +142,7 @@ class SumTree {
   View view() const;
   Leaf find_one(uint64_t r) const;
   void add(uint64_t i, uint64_t delta);
+  void add_everywhere(int k, const uint64_t* sums);
   void rebuild();
   void offer(uint32_t max_bits);
   void forget_parked();

@@ -15,9 +15,9 @@ DEBUG = os.environ.get("FASTPRIO_DEBUG", "0") == "1"
 SANITIZE = os.environ.get("FASTPRIO_SANITIZE", "")
 
 # No -march: the hot loops are compiled once for each instruction set and chosen at run time.
-compile_args = ["-std=c++20", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"]
+compile_args = ["-std=c++20", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off", "-pthread"]
 compile_args += ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
-link_args = []
+link_args = ["-pthread"]
 if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
     link_args += [f"-fsanitize={SANITIZE}"]
@@ -26,7 +26,7 @@ setup(
     ext_modules=[
         Extension(
             "fastprio._core",
-            sources=["csrc/bind.cpp", "csrc/sum_tree.cpp", "csrc/kernels.cpp", "csrc/nanobind.cpp"],
+            sources=[f"csrc/{name}.cpp" for name in ("bind", "sum_tree", "kernels", "threads", "nanobind")],
             depends=[str(path) for path in Path("csrc").glob("*.h")],
             include_dirs=["csrc", *(str(NANOBIND / part) for part in ("src", "include", "ext/robin_map/include"))],
             define_macros=[] if DEBUG else [("NDEBUG", "1"), ("NB_COMPACT_ASSERTIONS", "1")],

@@ -13,6 +13,7 @@
 #include "ints.h"
 #include "permutation.h"
 #include "sum_tree.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,9 +53,9 @@ std::string at(const char* name, uint64_t position) { return std::string(name) +
                              ": expected 0 <= index < " + std::to_string(tree.size()))
                                 .c_str());
     case Status::kBadPriority:
-      throw nb::value_error(
-          (at("priorities", s.position) + " = " + number(priorities[s.position]) + ": expected a finite number >= 0")
-              .c_str());
+      throw nb::value_error((at("priorities", s.position + offset) + " = " + number(priorities[s.position]) +
+                             ": expected a finite number >= 0")
+                                .c_str());
     case Status::kMassOutOfRange:
       throw nb::value_error((at("masses", s.position) + " = " + std::to_string(masses[s.position]) +
                              ": expected 0 <= mass < total = " + std::to_string(tree.total()))
@@ -127,11 +128,11 @@ void write_leaves(SumTree& tree, uint64_t begin, In<float> priorities) {
     nb::gil_scoped_release release;
     s = tree.write(begin, priorities.data(), priorities.size());
   }
-  if (!s.ok()) raise(tree, s, nullptr, priorities.data());
+  if (!s.ok()) raise(tree, s, nullptr, priorities.data(), nullptr, begin);
 }
 
-void adopt(SumTree& tree, const SumTree& written) {
-  if (tree.size() != written.size()) throw nb::value_error("trees of one size expected");
+void adopt(SumTree& tree, SumTree& written) {
+  if (tree.size() != written.size() || &tree == &written) throw nb::value_error("two trees of one size expected");
   nb::gil_scoped_release release;
   tree.adopt(written);
 }
@@ -201,6 +202,7 @@ NB_MODULE(_core, m) {
 #endif
   m.doc() = "The C++ core of fastprio. Use fastprio.SumTree; the contracts are in csrc/sum_tree.h.";
   m.attr("MAX_SIZE") = kMaxSize;
+  m.attr("MAX_THREADS") = kMostThreads;
 
   nb::dict schemes;  // plain numbers: an enumeration's member would be looked up in every call
   schemes["iid"] = int(Scheme::kIid);
@@ -289,6 +291,11 @@ NB_MODULE(_core, m) {
       "seed"_a, "epoch"_a, "purpose"_a, "n"_a, "attempt"_a);
   m.def(
       "mass", [](float p, int scale) { return mass(priority_bits(p), scale); }, "priority"_a, "scale"_a);
+  m.def("get_num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, "n"_a);
+  m.def(
+      "set_least_per_thread", [](uint64_t n) { least_for_tests = n; }, "n"_a,
+      "For tests: how many items make a thread worth starting; 0 for what was measured.");
   m.def("isa", &isa);
   m.def("isa_available", &isa_available, "isa"_a);
   m.def(

@@ -12,10 +12,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include "bounded.h"
 #include "philox.h"
+#include "threads.h"
 
 namespace fastprio {
 
@@ -85,12 +88,44 @@ class Permutation {
   uint32_t low_mask_, high_mask_, keys_[kRounds];
 };
 
+// Visits positions [position, position + count) of the permutation in order, on several threads, and writes what it
+// finds without the values whose bit is set in `skip` (null: none is). Returns how many it wrote; out has room for
+// `count`.
+inline uint64_t visit_threaded(const Permutation& permutation, uint64_t position, uint64_t count, const uint8_t* skip,
+                               int64_t* out) {
+  std::mutex mutex;
+  std::vector<std::pair<uint64_t, uint64_t>> ranges;  // where each begins, and how many it wrote from there on
+  parallel_for(count, kLeastLookedUp, 1, [&](uint64_t begin, uint64_t end) {
+    uint64_t taken = begin;
+    for (uint64_t p = begin; p < end; ++p) {
+      const uint64_t i = permutation(position + p);
+      if (skip && (skip[i >> 3] >> (i & 7) & 1)) continue;
+      out[taken++] = int64_t(i);
+    }
+    const std::lock_guard lock(mutex);
+    ranges.emplace_back(begin, taken - begin);
+  });
+  std::sort(ranges.begin(), ranges.end());
+  uint64_t taken = 0;
+  for (const auto& [begin, written] : ranges) {
+    if (begin != taken) std::copy_n(out + begin, written, out + taken);
+    taken += written;
+  }
+  return taken;
+}
+
 // Visits positions [position, n) of the permutation in order and writes what it finds, without the values whose
 // bit is set in `skip` (null: none is), until `count` are written or the positions are used up. Returns how
 // many were written and the position to go on from. O(1) memory.
 inline std::pair<uint64_t, uint64_t> walk_permutation(const Permutation& permutation, uint64_t position,
                                                       const uint8_t* skip, int64_t* out, uint64_t count) {
   uint64_t taken = 0;
+  auto missing = [&] {
+    return position < permutation.size() ? std::min(count - taken, permutation.size() - position) : 0;
+  };
+  // As many positions as values are missing are none too many, so the last visited is the last that is needed.
+  for (uint64_t round; threads_for(round = missing(), kLeastLookedUp) > 1; position += round)
+    taken += visit_threaded(permutation, position, round, skip, out + taken);
   for (; taken < count && position < permutation.size(); ++position) {
     const uint64_t i = permutation(position);
     if (skip && (skip[i >> 3] >> (i & 7) & 1)) continue;

@@ -2,17 +2,78 @@
 #include "sum_tree.h"
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
+#include <span>
+#include <utility>
 
 #include "bounded.h"
 #include "kernels.h"
 #include "permutation.h"
+#include "threads.h"
 
 namespace fastprio {
 namespace {
 
 constexpr int kRedraws = 8;  // after so many repeats in a row, "unique" computes the answer instead
 
+constexpr uint64_t kNode = kFanout * kFanout;  // leaves below a node of the lowest level
+constexpr uint64_t kPiece =
+    uint64_t{1} << 13;  // leaves that stay in a core's cache from their writing to their summing
+constexpr uint64_t kRelease = uint64_t{1} << 19;  // leaves on a huge page
+
+constexpr uint64_t kMostCut = uint64_t{1} << 22;  // draws in a group whose order several threads make at once
+
 uint64_t round_up(uint64_t n) { return (n + kFanout - 1) / kFanout * kFanout; }
+
+// The least of the positions that threads find wrong, or the largest of the bits that they find.
+template <class T, class Better>
+void keep(std::atomic<T>& kept, T found, const Better& better) {
+  T before = kept;
+  while (better(found, before) && !kept.compare_exchange_weak(before, found)) {
+  }
+}
+
+// The bits of the largest priority; at least kInfinityBits if one is not valid. Negative numbers but for -0.0 leave the
+// sign bit in `negative`: -magnitude has it unless the magnitude is 0. Written so that it becomes vector code.
+inline __attribute__((always_inline)) uint32_t largest_loop(const float* priorities, uint64_t count) {
+  int32_t most = 0, negative = 0;
+  for (uint64_t j = 0; j < count; ++j) {
+    const int32_t bits = std::bit_cast<int32_t>(priorities[j]);
+    most = std::max(most, bits);
+    negative |= bits & -(bits & 0x7FFFFFFF);
+  }
+  return uint32_t(most) | (uint32_t(negative) & kNegativeZeroBits);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] uint32_t largest_avx2(const float* priorities, uint64_t count) {
+  return largest_loop(priorities, count);
+}
+#endif
+
+uint32_t largest(const float* priorities, uint64_t count) {
+#if defined(__x86_64__)
+  if (isa() != Isa::kBaseline) return largest_avx2(priorities, count);  // three times as fast, as fast as memory is
+#endif
+  return largest_loop(priorities, count);
+}
+
+// The largest of some priorities, as bits, or the position of the first that is not valid.
+Status scan(const float* priorities, uint64_t count, uint32_t& max_bits) {
+  std::atomic<uint32_t> most{0};
+  std::atomic<uint64_t> bad{count};
+  parallel_for(count, kLeastScanned, 1, [&](uint64_t begin, uint64_t end) {
+    const uint32_t found = largest(priorities + begin, end - begin);
+    keep(most, found, std::greater<>());
+    if (found < kInfinityBits) return;
+    while (priority_bits(priorities[begin]) < kInfinityBits) ++begin;
+    keep(bad, begin, std::less<>());
+  });
+  if (most >= kInfinityBits) return {Status::kBadPriority, bad};
+  max_bits = most;
+  return {};
+}
 
 }  // namespace
 
@@ -21,6 +82,7 @@ SumTree::SumTree(uint64_t size, int fixed_scale)
       fixed_scale_(fixed_scale),
       scale_(fixed_scale == kFreeScale ? scale_of(0) : fixed_scale),
       leaves_(round_up(size)) {
+  num_threads();  // so that nothing later can fail on a malformed FASTPRIO_NUM_THREADS
   uint64_t n = size;
   do {
     n = (n + kFanout - 1) / kFanout;
@@ -46,18 +108,37 @@ void SumTree::add(uint64_t i, uint64_t delta) {
   total_ += delta;
 }
 
-void SumTree::rebuild() {
-  std::vector<uint64_t> totals(levels_[0].size() / kFanout);
-  kernels().sum_leaves(view(), leaves_.size() / kFanout, levels_[0].data(), totals.data());
-  for (size_t k = 1; k < levels_.size(); ++k) {
-    std::vector<uint64_t> above(levels_[k].size() / kFanout);
-    for (uint64_t b = 0; b < levels_[k].size(); ++b) {
-      levels_[k][b] = above[b / kFanout];
-      if (b < totals.size()) above[b / kFanout] += totals[b];
+// Writes all sums, and before that, a piece at a time, lets write(begin, end) set the leaves that they are of.
+template <class Write>
+void SumTree::build(uint64_t unit, const Write& write) {
+  // A node's total is put where its entry among its parent's children is, and becomes a sum of those before it there.
+  auto totals = [&](size_t k) { return k + 1 < levels_.size() ? levels_[k + 1].data() : &total_; };
+  for (size_t k = 1; k < levels_.size(); ++k)
+    std::fill(levels_[k].data() + levels_[k - 1].size() / kFanout, levels_[k].data() + levels_[k].size(), 0);
+  parallel_for(leaves_.size(), kLeastScanned, unit, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t next; begin < end; begin = next) {
+      next = std::min(begin / kPiece * kPiece + kPiece, end);
+      write(begin, std::min(next, size_));
+      View piece = view();
+      piece.leaves += begin;
+      if (piece.parked) piece.parked += begin / 8;
+      kernels().sum_leaves(piece, (next - begin) / kFanout, levels_[0].data() + begin / kFanout,
+                           totals(0) + begin / kNode);
     }
-    totals = std::move(above);
-  }
-  total_ = totals[0];
+  });
+  for (size_t k = 1; k < levels_.size(); ++k)
+    parallel_for(levels_[k].size() / kFanout, kLeastScanned / kFanout, 1, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t node = begin; node < end; ++node) {
+        uint64_t before = 0;
+        for (uint64_t& entry : std::span(levels_[k].data() + node * kFanout, kFanout))
+          before += std::exchange(entry, before);
+        totals(k)[node] = before;
+      }
+    });
+}
+
+void SumTree::rebuild() {
+  build(kNode, [](uint64_t, uint64_t) {});
 }
 
 // Raises M to max_bits if that is larger.
@@ -136,53 +217,66 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
   return {};
 }
 
+void SumTree::put(uint64_t begin, const float* priorities, uint64_t count) {
+  for (uint64_t j = 0; j < count; ++j) leaves_[begin + j] = std::bit_cast<float>(priority_bits(priorities[j]));
+}
+
 Status SumTree::write(uint64_t begin, const float* priorities, size_t count) {
-  uint32_t max_bits = 0;
-  for (size_t j = 0; j < count; ++j) max_bits = std::max(max_bits, priority_bits(priorities[j]));
-  if (max_bits >= kInfinityBits)
-    for (size_t j = 0; j < count; ++j)
-      if (priority_bits(priorities[j]) >= kInfinityBits) return {Status::kBadPriority, j};
-  for (size_t j = 0; j < count; ++j) leaves_[begin + j] = std::bit_cast<float>(priority_bits(priorities[j]));
+  uint32_t max_bits;
+  const Status status = scan(priorities, count, max_bits);
+  if (!status.ok()) return status;
+  parallel_for(count, kLeastScanned, 1,
+               [&](uint64_t first, uint64_t last) { put(begin + first, priorities + first, last - first); });
   max_bits_ = std::max(max_bits_, max_bits);
   return {};
 }
 
-void SumTree::adopt(const SumTree& written) {
-  std::copy_n(written.leaves_.data(), size_, leaves_.data());  // copied: views of our leaves stay valid
+void SumTree::adopt(SumTree& written) {
   forget_parked();
-  set_max(written.max_bits_);
+  offer_anew(written.max_bits_);
+  // Copied, so that views of our leaves stay valid. What has been copied goes, so that a tree not touched so far takes
+  // no more memory than the other did.
+  build(kRelease, [&](uint64_t begin, uint64_t end) {
+    put(begin, written.leaves_.data() + begin, end - begin);
+    if (end % kRelease == 0) written.leaves_.forget(end - kRelease, end);
+  });
 }
 
 Status SumTree::fill(const float* priorities) {
-  const uint32_t before = std::exchange(max_bits_, 0);
-  const Status status = write(0, priorities, size_);
-  if (!status.ok()) {
-    max_bits_ = before;
-    return status;
-  }
+  uint32_t max_bits;
+  const Status status = scan(priorities, size_, max_bits);
+  if (!status.ok()) return status;
   forget_parked();
-  set_max(max_bits_);
+  offer_anew(max_bits);
+  build(kNode, [&](uint64_t begin, uint64_t end) { put(begin, priorities + begin, end - begin); });
   return {};
 }
 
 Status SumTree::fill(float priority) {
   const uint32_t bits = priority_bits(priority);
   if (bits >= kInfinityBits) return {Status::kBadPriority, 0};
-  std::fill_n(leaves_.data(), size_, std::bit_cast<float>(bits));
   forget_parked();
-  set_max(bits);
+  offer_anew(bits);
+  build(kNode, [&](uint64_t begin, uint64_t end) {
+    std::fill(leaves_.data() + begin, leaves_.data() + end, std::bit_cast<float>(bits));
+  });
   return {};
 }
 
+// M becomes max_bits, larger or smaller; the sums are to follow.
+void SumTree::offer_anew(uint32_t max_bits) {
+  max_bits_ = max_bits;
+  if (fixed_scale_ == kFreeScale) scale_ = scale_of(max_bits);
+}
+
 void SumTree::set_max(uint32_t bits) {
-  max_bits_ = bits;
-  if (fixed_scale_ == kFreeScale) scale_ = scale_of(bits);
+  offer_anew(bits);
   rebuild();
 }
 
 void SumTree::refit() {
-  uint32_t max_bits = 0;
-  for (uint64_t i = 0; i < size_; ++i) max_bits = std::max(max_bits, std::bit_cast<uint32_t>(leaves_[i]));
+  uint32_t max_bits;
+  scan(leaves_.data(), size_, max_bits);  // all are valid
   forget_parked();
   set_max(max_bits);
 }
@@ -204,11 +298,8 @@ int SumTree::refit_gain(int least) const {
     i = i * kFanout + heaviest;
     node_total = most;
   }
-  uint32_t max_bits = 0;
-  for (uint64_t c = 0; c < kFanout; ++c)
-    max_bits = std::max(max_bits, std::bit_cast<uint32_t>(leaves_[i * kFanout + c]));
-  if (max_bits == 0 || scale_of(max_bits) - scale_ >= least)
-    for (uint64_t j = 0; j < size_; ++j) max_bits = std::max(max_bits, std::bit_cast<uint32_t>(leaves_[j]));
+  uint32_t max_bits = largest(leaves_.data() + i * kFanout, kFanout);
+  if (max_bits == 0 || scale_of(max_bits) - scale_ >= least) scan(leaves_.data(), size_, max_bits);
   const int gain = max_bits == 0 ? 0 : scale_of(max_bits) - scale_;
   return gain >= least ? gain : 0;
 }
@@ -233,11 +324,17 @@ SumTree::Leaf SumTree::find_one(uint64_t r) const {
 }
 
 Status SumTree::find(const uint64_t* masses, size_t count, int64_t* indices) const {
-  for (size_t j = 0; j < count; ++j)
-    if (masses[j] >= total_) return {total_ ? Status::kMassOutOfRange : Status::kEmpty, j};
-  uint32_t leaf_masses[256];
-  for (size_t first = 0; first < count; first += 256)
-    descend(masses + first, std::min<size_t>(256, count - first), indices + first, leaf_masses, nullptr);
+  std::atomic<uint64_t> bad{count};
+  parallel_for(count, kLeastScanned, 1, [&](uint64_t begin, uint64_t end) {
+    while (begin < end && masses[begin] < total_) ++begin;
+    if (begin < end) keep(bad, begin, std::less<>());
+  });
+  if (bad < count) return {total_ ? Status::kMassOutOfRange : Status::kEmpty, bad};
+  parallel_for(count, kLeastLookedUp, 1, [&](uint64_t begin, uint64_t end) {
+    uint32_t leaf_masses[256];
+    for (uint64_t first = begin; first < end; first += 256)
+      descend(masses + first, std::min<uint64_t>(256, end - first), indices + first, leaf_masses, nullptr);
+  });
   return {};
 }
 
@@ -282,7 +379,33 @@ Status SumTree::sample(const Request& request, int64_t* indices, double* probabi
   if (request.count == 0) return {};
   if (request.scheme == Scheme::kEpoch) return sample_epoch(request, indices, probabilities);
   if (total_ == 0) return {Status::kEmpty, 0};
-  if (request.scheme == Scheme::kUnique) return sample_unique(request, indices, probabilities);
+  const bool unique = request.scheme == Scheme::kUnique;
+  const uint64_t group = request.scheme == Scheme::kIid ? 1 : request.group, into = request.offset % group;
+  if (unique && into != 0) return {Status::kGroupSplit, 0};
+  const uint64_t threads = threads_for(request.count, kLeastLookedUp);
+  if (threads == 1)
+    return unique ? sample_unique(request, indices, probabilities) : sample_part(request, indices, probabilities);
+  // Draws hang together within a group only, so any range of whole groups is a request of its own. So is a part of a
+  // group, but for "unique"; each part then makes the whole group's order for itself, which takes as long as one
+  // thread would for all, but memory in every thread.
+  const bool cut_groups = !unique && group > request.count / threads && group <= kMostCut;
+  const uint64_t unit = cut_groups ? (request.count + threads - 1) / threads : group, before = cut_groups ? 0 : into;
+  std::atomic<uint64_t> bad{request.count};
+  parallel_for(before + request.count, kLeastLookedUp, unit, [&](uint64_t begin, uint64_t end) {
+    const uint64_t first = begin > before ? begin - before : 0;  // counted from where the first group begins
+    Request part = request;
+    part.offset += first;
+    part.count = end - before - first;
+    const Status status = unique ? sample_unique(part, indices + first, probabilities + first)
+                                 : sample_part(part, indices + first, probabilities + first);
+    if (!status.ok()) keep(bad, first + status.position, std::less<>());
+  });
+  if (bad < request.count) return {Status::kExhausted, bad};
+  return {};
+}
+
+// The same for the schemes that are neither "epoch" nor "unique", on one thread.
+Status SumTree::sample_part(const Request& request, int64_t* indices, double* probabilities) const {
   uint64_t* r = reinterpret_cast<uint64_t*>(indices);  // the targets are replaced by the leaves, in place
   targets(request, 0, request.count, r);
   const double total = double(total_);
@@ -301,7 +424,6 @@ Status SumTree::sample(const Request& request, int64_t* indices, double* probabi
 // and carried over the gaps of the taken ones, which has the same law exactly.
 Status SumTree::sample_unique(const Request& request, int64_t* indices, double* probabilities) const {
   const uint64_t b = request.group;
-  if (request.offset % b != 0) return {Status::kGroupSplit, 0};
   struct Taken {
     uint64_t prefix, mass;
   };

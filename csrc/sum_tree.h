@@ -13,14 +13,15 @@
 //    SIMD path. They do not drift.
 //  * Zero is never drawn, everything above zero can be: mass(p) >= 1 for p > 0.
 //  * A call is all or nothing. It is checked whole before the first write; what was wrong, and where,
-//    comes back as a Status. Nothing here throws but allocation, and only construction and the first
-//    "epoch" draw allocate more than a call's scratch.
+//    comes back as a Status. Nothing here throws but allocation, and construction where FASTPRIO_NUM_THREADS
+//    is malformed; only construction and the first "epoch" draw allocate more than a call's scratch.
 //
 // Scale. masses are p * 2^scale, and scale is a function of M, the largest priority offered since the
 // last refit() or fill (losing duplicates included), in steps of 4 bits. When M enters another group, all
 // sums are rebuilt, O(size). Between two refits the bits therefore depend on the set of updates alone.
 //
-// Threads: none of the members locks. Callers serialise (fastprio/tree.py holds one lock a tree).
+// Threads: none of the members locks. Callers serialise (fastprio/tree.py holds one lock a tree). A call with enough
+// to do starts threads of its own and ends them (threads.h); the bits do not depend on their number.
 #pragma once
 
 #include <cstddef>
@@ -94,9 +95,10 @@ class SumTree {
   Status fill(float priority);
 
   // For a fill that comes in pieces: write() the leaves of an otherwise unused tree, without sums, then
-  // adopt() copies the leaves, with the same result as fill().
+  // adopt() copies the leaves, with the same result as fill(). It leaves nothing of use in `written`, whose memory it
+  // gives back on the way. Or, where nobody else has seen the tree yet, set_max() ends a fill by write().
   Status write(uint64_t begin, const float* priorities, size_t count);
-  void adopt(const SumTree& written);
+  void adopt(SumTree& written);
 
   // M becomes the largest priority there is, nothing stays parked, and the sums follow: bit-equal to a
   // tree filled afresh with the same priorities. O(size).
@@ -143,11 +145,16 @@ class SumTree {
   Leaf find_one(uint64_t r) const;
   void add(uint64_t i, uint64_t delta);
   void add_everywhere(int k, const uint64_t* sums);
+  template <class Write>
+  void build(uint64_t unit, const Write& write);
   void rebuild();
+  void put(uint64_t begin, const float* priorities, uint64_t count);
   void offer(uint32_t max_bits);
+  void offer_anew(uint32_t max_bits);
   void forget_parked();
   void descend(const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses, uint64_t* rests) const;
   void targets(const Request& request, uint64_t first, size_t count, uint64_t* r) const;
+  Status sample_part(const Request& request, int64_t* indices, double* probabilities) const;
   Status sample_unique(const Request& request, int64_t* indices, double* probabilities) const;
   Status sample_epoch(const Request& request, int64_t* indices, double* probabilities);
 

@@ -10,6 +10,7 @@ except ImportError as error:
         "another folder; else install it with pip, or with pip install -e . to use the sources here"
     ) from error
 
+from fastprio._threads import get_num_threads, set_num_threads
 from fastprio.loader import PriorityLoader, WithIndex
 from fastprio.sampler import PriorityBatchSampler, PrioritySampler
 from fastprio.store import ScoreStore
@@ -23,4 +24,6 @@ __all__ = [
     "SumTree",
     "WithIndex",
     "__version__",
+    "get_num_threads",
+    "set_num_threads",
 ]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 MAX_SIZE: int = 4294967296
 
+MAX_THREADS: int = 1024
+
 SCHEMES: dict = ...
 
 class Purpose(enum.Enum):
@@ -122,6 +124,15 @@ def integers(bound: int, seed: int, epoch: int, purpose: Purpose, first: int, ou
 def word(seed: int, epoch: int, purpose: Purpose, n: int, attempt: int) -> int: ...
 
 def mass(priority: float, scale: int) -> int: ...
+
+def get_num_threads() -> int: ...
+
+def set_num_threads(n: int) -> None: ...
+
+def set_least_per_thread(n: int) -> None:
+    """
+    For tests: how many items make a thread worth starting; 0 for what was measured.
+    """
 
 def isa() -> Isa: ...
 

@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,17 +83,45 @@ def _pieces(header: bytes, arrays: Mapping[str, Any]) -> Iterator[Any]:
             yield flat[begin : begin + PIECE]
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays by name, and the plain values. ValueError says what is wrong with a damaged file."""
+@dataclass(frozen=True)
+class Entry:
+    """What the header says of an array."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+Destinations = Callable[[Any, Mapping[str, Entry]], Mapping[str, Any]]
+
+
+def read(
+    path: str | os.PathLike[str], destinations: Destinations | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays by name, and the plain values. ValueError says what is wrong with a damaged file.
+
+    Args:
+        destinations: called with the plain values and what the header says of the arrays, before any is read. Gives,
+            by name, where some of them go, which are not returned then: a contiguous array of the same dtype and
+            shape, or a function that takes one piece of the flat array after another. Only when ``read`` has
+            returned is it sure that what they got is what was written.
+
+    Raises: what ``destinations`` or such a function raises, once the checksum has shown that the file is whole.
+    """
     length = os.stat(path).st_size
     with open(path, "rb") as file:
         try:
-            return _parse(file, length)
+            arrays, plain, refusal = _parse(file, length, destinations)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)}: not a whole fastprio file: {error}") from error
+    if refusal is not None:
+        raise refusal
+    return arrays, plain
 
 
-def _parse(file: BinaryIO, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parse(
+    file: BinaryIO, length: int, destinations: Destinations | None
+) -> tuple[dict[str, Any], dict[str, Any], Exception | None]:
     prefix = file.read(8)
     size = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or size > min(MOST_HEADER, length - 8):
@@ -104,26 +133,53 @@ def _parse(file: BinaryIO, length: int) -> tuple[dict[str, Any], dict[str, Any]]
     checksum = zlib.crc32(
         raw.replace(f'"checksum": "{written}"'.encode(), f'"checksum": "{NO_CHECKSUM}"'.encode(), 1), zlib.crc32(prefix)
     )
-    arrays, begin = {}, 0
-    for name, entry in header.items():
-        dtype, shape = np.dtype(NAMES[entry["dtype"]]), [int(n) for n in entry["shape"]]
+    entries = _entries(header, length - 8 - size)
+    plain = json.loads(metadata["fastprio"])
+    arrays: dict[str, Any] = {}
+    places: Mapping[str, Any] = {}
+    refusal = None
+    # A caller who refuses what a damaged file says is told of the damage: so the rest is read all the same.
+    if destinations is not None:
+        try:
+            places = destinations(plain, entries)
+        except Exception as error:
+            refusal = error
+    buffer = np.empty(min(PIECE, max((entry.nbytes for entry in entries.values()), default=0)), np.uint8)
+    for name, entry in entries.items():
+        place = buffer if refusal is not None else places.get(name)
+        if place is None:
+            place = arrays[name] = np.empty(entry.shape, entry.dtype)
+        whole = place.reshape(-1).view(np.uint8) if isinstance(place, np.ndarray) and place is not buffer else None
+        for at in range(0, entry.nbytes, PIECE):
+            n = min(PIECE, entry.nbytes - at)
+            piece = buffer[:n] if whole is None else whole[at : at + n]
+            if file.readinto(piece.data) != n:  # type: ignore[attr-defined]
+                raise ValueError(f"{name}: the file ends early")
+            checksum = zlib.crc32(piece.data, checksum)
+            if callable(place) and refusal is None:
+                try:
+                    place(piece.view(entry.dtype))
+                except Exception as error:
+                    refusal = error
+    if f"{checksum:08x}" != written:
+        raise ValueError(f"the checksum is {checksum:08x}, the file says {written}")
+    return arrays, plain, refusal
+
+
+def _entries(header: Mapping[str, Any], length: int) -> dict[str, Entry]:
+    """What the header says of each array, checked: they lie one after another, and take up ``length`` bytes."""
+    entries, begin = {}, 0
+    for name, said in header.items():
+        dtype, shape = np.dtype(NAMES[said["dtype"]]), tuple(int(n) for n in said["shape"])
         nbytes = dtype.itemsize
         for n in shape:
             if n < 0:
                 raise ValueError(f"{name}: a negative length")
             nbytes *= n
-        if entry["data_offsets"] != [begin, begin + nbytes] or 8 + size + begin + nbytes > length:
+        if said["data_offsets"] != [begin, begin + nbytes] or begin + nbytes > length:
             raise ValueError(f"{name}: its place is not where the arrays before it end")
-        array = np.empty(nbytes, np.uint8)
-        for at in range(0, nbytes, PIECE):
-            piece = array.data[at : at + PIECE]
-            if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
-                raise ValueError(f"{name}: the file ends early")
-            checksum = zlib.crc32(piece, checksum)
-        arrays[name] = array.view(dtype).reshape(shape)
+        entries[name] = Entry(dtype, shape, nbytes)
         begin += nbytes
-    if 8 + size + begin != length:
+    if begin != length:
         raise ValueError("bytes after the last array")
-    if f"{checksum:08x}" != written:
-        raise ValueError(f"the checksum is {checksum:08x}, the file says {written}")
-    return arrays, json.loads(metadata["fastprio"])
+    return entries

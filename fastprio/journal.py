@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
 DEPTH = 1 << 18
-"""How many draws may be in flight; a loop that never steps keeps as many. 20 bytes each, so that they stay in the cache."""
+"""How many draws may be in flight, and how many a loop that never steps keeps: few enough to stay in the cache."""
 
 
 class Draws:

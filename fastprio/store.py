@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import weakref
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -356,19 +357,35 @@ class ScoreStore:
         """The store that was saved. ``policy`` is needed where its class is not registered.
 
         Raises: ValueError if the file is damaged, of a newer version, or of another policy.
+        Cost: O(size). Peak memory: the store, and a few MB; the file is read straight into it.
         """
-        arrays, plain = _file.read(path)
-        try:
-            _check_format(plain)
-            policy = make(plain["policy"], **plain["policy_config"]) if policy is None else make(policy)
-            kinds = {name: tuple(kind) if isinstance(kind, list) else kind for name, kind in plain["columns"].items()}
-            extra = {name: kind for name, kind in kinds.items() if name not in policy.columns}
-            store = cls(
-                plain["size"], policy, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra
-            )
-            store._unpack(arrays, plain)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {error!r}") from error
+        made: list[tuple[ScoreStore, _State]] = []
+
+        def destinations(plain: Any, entries: Mapping[str, _file.Entry]) -> dict[str, Any]:
+            with _refused(path):
+                _check_format(plain)
+                chosen = make(plain["policy"], **plain["policy_config"]) if policy is None else make(policy)
+                kinds = {name: tuple(k) if isinstance(k, list) else k for name, k in plain["columns"].items()}
+                extra = {name: kind for name, kind in kinds.items() if name not in chosen.columns}
+                store = cls(
+                    plain["size"], chosen, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra
+                )
+                made.append((store, store._checked_state(entries, plain)))
+            begin = 0
+
+            def write(piece: Float32) -> None:
+                nonlocal begin
+                with _refused(path):
+                    store.tree.write(begin, piece)
+                begin += len(piece)
+
+            return {**store._places(), "priorities": write}
+
+        arrays, plain = _file.read(path, destinations)
+        store, state = made[0]
+        with _refused(path):
+            store.tree.settle(plain["max_priority"], plain["parked"], arrays.get("parked"))
+            store._take_over(state, arrays)
         return store
 
     def _pack(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -401,13 +418,26 @@ class ScoreStore:
 
     def _unpack(self, arrays: dict[str, Any], plain: Mapping[str, Any]) -> None:
         """Checks everything, then writes: ValueError, TypeError or KeyError leave the store as it was."""
+        state = self._checked_state(arrays, plain)
+        with self.lock:
+            # The tree checks its part itself before it writes, and is the last that can refuse.
+            self.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
+            for name, array in self._places().items():
+                array[...] = arrays[name]
+            self._take_over(state, arrays)
+
+    def _places(self) -> dict[str, Any]:
+        """Where the arrays of a state go that have the size of the store, but for the tree's."""
+        return {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
+
+    def _checked_state(self, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> _State:
+        """The small part of a state. ``arrays``: whatever has their dtypes and shapes. Raises as ``_unpack``."""
         here = self._pack()[1]
         for what in ("size", "policy", "columns", "policy_config"):
             if plain[what] != here[what]:
                 raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here[what]!r}")
-        columns = {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
         kept = {f"policy.{name}": v for name, v in self.policy.state.items() if isinstance(v, np.ndarray)}
-        for name, array in (columns | kept | {"priorities": self.tree.priorities}).items():
+        for name, array in (self._places() | kept | {"priorities": self.tree.priorities}).items():
             if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
                 raise ValueError(f"the state lacks {name}, {array.dtype} {list(array.shape)}")
         if set(plain["policy_state"]) != set(here["policy_state"]):
@@ -418,15 +448,12 @@ class ScoreStore:
         clock = Clock(integer("epoch", epoch, 0, MOST_EPOCH), integer("step", step, 0), float(progress))
         seed = integer("seed", plain["seed"], 0, (1 << 64) - 1)
         skipped = integer("skipped_nonfinite", plain["skipped_nonfinite"], 0)
-        policy_state = copy.deepcopy(dict(plain["policy_state"]))
-        with self.lock:
-            # The tree checks its part itself before it writes, and is the last that can refuse.
-            self.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
-            for name, array in columns.items():
-                array[...] = arrays[name]
-            self.policy.state.update(policy_state)
-            self.policy.state.update({name.removeprefix("policy."): arrays[name] for name in kept})
-            self.clock, self.seed, self.skipped_nonfinite = clock, seed, skipped
+        return _State(copy.deepcopy(dict(plain["policy_state"])), list(kept), clock, seed, skipped)
+
+    def _take_over(self, state: _State, arrays: Mapping[str, Any]) -> None:
+        self.policy.state.update(state.policy)
+        self.policy.state.update({name.removeprefix("policy."): arrays[name] for name in state.policy_arrays})
+        self.clock, self.seed, self.skipped_nonfinite = state.clock, state.seed, state.skipped_nonfinite
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls a bound method, held weakly, after every change of priorities."""
@@ -446,6 +473,25 @@ class ScoreStore:
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()
+
+
+class _State(NamedTuple):
+    """What a saved state has beside the arrays of the store's size."""
+
+    policy: dict[str, Any]
+    policy_arrays: list[str]
+    clock: Clock
+    seed: int
+    skipped_nonfinite: int
+
+
+@contextlib.contextmanager
+def _refused(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in what is raised about a whole file that holds no store that fits."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {error!r}") from error
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

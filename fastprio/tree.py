@@ -112,7 +112,7 @@ class SumTree:
                 lengths add up to size; pieces may be views of a file, so a fill needs no second copy in memory.
 
         Raises: as ``update``.
-        Cost: O(size); from pieces, 4 bytes an example more while it lasts.
+        Cost: O(size). From pieces, 4 bytes an example more while it lasts, unless all priorities were zero so far.
         """
         if isinstance(priorities, Iterator):
             self._fill_from(priorities)
@@ -168,7 +168,30 @@ class SumTree:
         Raises: ValueError, as ``fill``, or if ``max_priority`` is below a priority. Nothing has changed then.
         """
         values = as_float32(priorities, "priorities")
-        if not (0 <= max_priority <= FLOAT32_MAX and (not values.size or float(values.max()) <= max_priority)):
+        bits_of_max, aside = self._checked_rest(float(values.max(initial=0)), max_priority, parked, bits)
+        with self._lock:
+            self._core.fill(values)
+            self._settle(bits_of_max, aside)
+
+    def write(self, begin: int, priorities: Float32) -> None:
+        """Sets the priorities from ``begin`` on, float32 [n], but no sums: for filling a tree that nobody else has yet.
+
+        ``settle`` must come next, when all are set. The tree takes no more memory for it than it has.
+
+        Raises: ValueError, as ``fill``, or for more priorities than there are examples. Nothing has changed then.
+        """
+        with self._lock:
+            self._core.write(begin, priorities)
+
+    def settle(self, max_priority: float, parked: Any = None, bits: Any = None) -> None:
+        """Ends what ``write`` began. Arguments and errors are those of ``restore``. Cost: O(size)."""
+        checked = self._checked_rest(self.max_priority, max_priority, parked, bits)
+        with self._lock:
+            self._settle(*checked)
+
+    def _checked_rest(self, largest: float, max_priority: float, parked: Any, bits: Any) -> tuple[int, Any]:
+        """What ``restore`` was given beside priorities of which ``largest`` is the largest, as the core takes it."""
+        if not largest <= max_priority <= FLOAT32_MAX:
             raise ValueError(f"max_priority = {max_priority}: expected a float32, and no priority above it")
         exponent = max(math.frexp(max_priority)[1], -125) if max_priority else -125
         significand = int(math.ldexp(max_priority, 24 - exponent))
@@ -179,14 +202,16 @@ class SumTree:
             seed, epoch, following = (
                 integer("parked", n, 0, (1 << b) - 1) for n, b in zip(parked, (64, 32, 62), strict=True)
             )
-            aside = one_dimensional(np.ascontiguousarray(bits, np.uint8), "bits")
-            if len(aside) != (len(self) + 7) // 8:
-                raise ValueError(f"bits: expected {(len(self) + 7) // 8} bytes, got {len(aside)}")
-        with self._lock:
-            self._core.fill(values)
-            self._core.set_max(significand + ((exponent + 125) << 23))
-            if aside is not None:
-                self._core.set_parked(seed, epoch, following, aside)
+            packed = one_dimensional(np.ascontiguousarray(bits, np.uint8), "bits")
+            if len(packed) != (len(self) + 7) // 8:
+                raise ValueError(f"bits: expected {(len(self) + 7) // 8} bytes, got {len(packed)}")
+            aside = (seed, epoch, following, packed)
+        return significand + ((exponent + 125) << 23), aside
+
+    def _settle(self, bits_of_max: int, aside: Any) -> None:
+        self._core.set_max(bits_of_max)
+        if aside is not None:
+            self._core.set_parked(*aside)
 
     def find(self, masses: Any) -> Int64:
         """The leaf i with prefix(i) <= mass < prefix(i + 1), int64 [n], for each of ``masses`` (integers [n]).

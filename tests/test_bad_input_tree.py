@@ -111,7 +111,7 @@ FILLS = [
     (pieces(), ValueError, "expected 100 of them, got 0"),
     (pieces(np.ones(40), np.ones(59)), ValueError, "expected 100 of them, got 99"),
     (pieces(np.ones(40), np.ones(61)), ValueError, "100"),
-    (pieces(np.ones(40), one_bad(NAN)[:60]), ValueError, r"\[57\] = -?nan"),
+    (pieces(np.ones(40), one_bad(NAN)[:60]), ValueError, r"\[97\] = -?nan"),
     (pieces(np.ones(40), np.ones((30, 2))), ValueError, r"priorities \(piece 1\): expected one dimension"),
     (pieces(np.ones(40), ["1"] * 60), TypeError, r"priorities \(piece 1\): expected real numbers"),
 ]

@@ -14,8 +14,11 @@ from fastprio._locks import fork_safe_lock
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
-DEPTH = 1 << 18
-"""How many draws may be in flight, and how many a loop that never steps keeps: few enough to stay in the cache."""
+DEPTH, BATCHES = 1 << 16, 256
+"""How many draws, and how many batches, may be in flight: both must be exceeded before the oldest are forgotten.
+
+More than any loader reads ahead, and few enough that a loop that never steps reuses memory that is still in the cache.
+"""
 
 
 class Draws:
@@ -96,8 +99,8 @@ class Taken:
 class Journal:
     """The draws of an epoch from the oldest not consumed to the newest issued.
 
-    A loop that never steps (it may update the store itself) loses the oldest beyond ``DEPTH`` draws; stepping then
-    is an error. Thread safety: every method takes the journal's lock.
+    A loop that never steps (it may update the store itself) loses the oldest beyond ``DEPTH`` draws and ``BATCHES``
+    batches; stepping then is an error. Thread safety: every method takes the journal's lock.
     """
 
     def __init__(self) -> None:
@@ -123,7 +126,7 @@ class Journal:
             self._entries.append(draws)
             self.issuer = threading.get_ident()
             self._kept += len(draws.indices)
-            while self._kept > DEPTH and len(self._entries) > 64:
+            while self._kept > DEPTH and len(self._entries) > BATCHES:
                 self._kept -= len(self._entries.popleft())
                 self._forgotten = True
 
@@ -155,8 +158,8 @@ class Journal:
         with self._lock:
             if self._forgotten:
                 raise RuntimeError(
-                    f"more than {DEPTH} draws were issued and not consumed, the oldest are forgotten: step(losses) or "
-                    "skip() every batch, or update the store yourself and never step"
+                    f"more than {DEPTH} draws, and {BATCHES} batches of them, were issued and not consumed, the oldest are "
+                    "forgotten: step(losses) or skip() every batch, or update the store yourself and never step"
                 )
             first = next((draws for draws in self._entries if draws.issued > draws.consumed), None)
             if first is None:

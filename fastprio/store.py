@@ -155,14 +155,15 @@ class ScoreStore:
         self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]
     ) -> tuple[Int64, Observation, int]:
         """The rows without those that are skipped, and how many those were."""
-        others = self._others(observations, at.size)
+        size = len(self.tree)
+        others = self._others(observations, at.size) if observations or self.policy.requires else {}
         if origin not in ORIGINS:
             raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
         if loss.size != at.size:
             raise ValueError(f"losses: expected {at.size} of them, one for each index, got {loss.size}")
         least = self.policy.least_loss if origin != "reference" else -np.inf
         skipped = 0
-        if any_bad(at, loss, len(self), least):
+        if any_bad(at, loss, size, least):
             good = self._refuse_or_skip(at, loss, least)
             skipped = int((~good).sum())
             at, loss, others = at[good], loss[good], {name: value[good] for name, value in others.items()}
@@ -229,8 +230,6 @@ class ScoreStore:
             raise type(error)(f"{what} what cannot be the priorities of {len(at)} rows: {error}") from error
 
     def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
-        if not observations and not self.policy.requires:
-            return {}
         missing = [name for name in self.policy.requires if name not in observations]
         if missing:
             raise TypeError(f"policy {self.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")

@@ -16,11 +16,23 @@ if TYPE_CHECKING:
 LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38  # of float32
 
 
+# Results are written into arrays that the caller makes: handing one back costs a compiled loop more than all its work.
+
+
 @kernel
 def _observe(
-    column: Float32, seen: Uint8, indices: Int64, loss: Float32, alpha: float, eps: float, ema: float, largest: Float64
-) -> Float32:
+    column: Float32,
+    seen: Uint8,
+    indices: Int64,
+    loss: Float32,
+    alpha: float,
+    eps: float,
+    ema: float,
+    largest: Float64,
+    priorities: Float32,
+) -> None:
     raw = np.empty(indices.size, np.float64)
+    top = largest[0]
     for j in range(indices.size):
         i = indices[j]
         value = np.float64(loss[j])
@@ -30,20 +42,17 @@ def _observe(
             mark(seen, seen, indices[j : j + 1])  # a later row may be of the same example
         column[i] = np.float32(value)
         raw[j] = np.float64(column[i]) + eps
-        largest[0] = max(largest[0], raw[j])
-    priorities = np.empty(indices.size, np.float32)
+        top = max(top, raw[j])
+    largest[0] = top
     for j in range(indices.size):  # a loop of its own: it becomes vector code
         # Whatever is above zero stays drawable, and finite.
         priorities[j] = np.float32(min(max(power(raw[j], alpha), LEAST if raw[j] > 0.0 else 0.0), MOST))
-    return priorities
 
 
 @kernel
-def _weights(probabilities: Float64, size: int, beta: float) -> Float32:
-    weights = np.empty(probabilities.size, np.float32)
+def _weights(probabilities: Float64, size: int, beta: float, weights: Float32) -> None:
     for j in range(probabilities.size):
         weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
-    return weights
 
 
 @register("loss")
@@ -99,9 +108,19 @@ class LossPower(Policy):
         """Remembers the loss (or its moving average) and returns its power."""
         if obs.origin == "reference":
             return None
-        return _observe(
-            columns["loss"], columns["seen"], indices, obs.loss, self.alpha, self.eps, self.ema, self.state["largest"]
+        priorities = np.empty(indices.size, np.float32)
+        _observe(
+            columns["loss"],
+            columns["seen"],
+            indices,
+            obs.loss,
+            self.alpha,
+            self.eps,
+            self.ema,
+            self.state["largest"],
+            priorities,
         )
+        return priorities
 
     def unseen(self) -> float:
         """The largest priority so far, in today's units."""
@@ -112,5 +131,6 @@ class LossPower(Policy):
         beta = linear(self.beta, clock.progress)
         if beta == 0:
             return None
-        weights = _weights(probabilities, columns["loss"].size, beta)
+        weights = np.empty(probabilities.size, np.float32)
+        _weights(probabilities, columns["loss"].size, beta, weights)
         return weights / weights.max() if self.max_normalize and weights.size else weights

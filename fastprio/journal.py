@@ -158,8 +158,8 @@ class Journal:
         with self._lock:
             if self._forgotten:
                 raise RuntimeError(
-                    f"more than {DEPTH} draws, and {BATCHES} batches of them, were issued and not consumed, the oldest are "
-                    "forgotten: step(losses) or skip() every batch, or update the store yourself and never step"
+                    f"more than {DEPTH} draws, and {BATCHES} batches of them, were issued and not consumed, the oldest "
+                    "are forgotten: step(losses) or skip() every batch, or update the store yourself and never step"
                 )
             first = next((draws for draws in self._entries if draws.issued > draws.consumed), None)
             if first is None:

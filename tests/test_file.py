@@ -251,6 +251,41 @@ def test_the_forger_can_write_a_whole_file(saved):  # so that the lies above are
     assert ScoreStore.load(saved).seed == 5
 
 
+@pytest.fixture
+def of_pieces(tmp_path):
+    """A file whose arrays are read in several pieces."""
+    n = 2 * _file.PIECE // 4 + 100
+    store = ScoreStore(n, columns={"flag": "bit"})
+    store.tree.fill(np.random.default_rng(1).random(n, np.float32))
+    store.column("loss")[:] = np.arange(n)
+    store.save(tmp_path / "store")
+    return tmp_path / "store", store
+
+
+def test_a_file_of_several_pieces_comes_back_and_its_damage_is_named_before_what_follows_from_it(of_pieces):
+    path, store = of_pieces
+    assert state_of(ScoreStore.load(path)) == state_of(store)
+    raw = path.read_bytes()
+    body = 8 + int.from_bytes(raw[:8], "little")
+    sign = 0x80
+    for at in (body + 3, body + _file.PIECE + 7, body + 2 * _file.PIECE + 43, len(raw) - 9):
+        with open(path, "r+b") as file:  # a negative priority in the first three, which the tree refuses too
+            file.seek(at)
+            file.write(bytes([raw[at] ^ sign]))
+        with pytest.raises(ValueError, match="not a whole fastprio file: the checksum is"):
+            ScoreStore.load(path)
+        path.write_bytes(raw)
+
+
+def test_a_bad_priority_under_a_right_checksum_is_named_by_its_place(of_pieces):
+    path, _ = of_pieces
+    header, body = parts(path)
+    at = _file.PIECE // 4 + 5
+    forge(path, header, body[: 4 * at + 3] + bytes([body[4 * at + 3] | 0x80]) + body[4 * at + 4 :])
+    with pytest.raises(ValueError, match=rf"not a store .*priorities\[{at}\] = -"):
+        ScoreStore.load(path)
+
+
 # Failures of the disk.
 
 

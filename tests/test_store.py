@@ -4,6 +4,9 @@ import hashlib
 import io
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from helpers import generator, state
 
-from fastprio import ScoreStore
+from fastprio import PrioritySampler, ScoreStore
 from fastprio.policies import Given, InfoBatch, LossPower
 from fastprio.tree import SumTree
 
@@ -96,6 +99,69 @@ def test_a_column_cannot_take_the_name_of_another(columns):
     # Otherwise the store would save files that it cannot load, or return other bytes than the column's.
     with pytest.raises(ValueError, match=next(iter(columns))):
         ScoreStore(8, "loss", columns=columns)
+
+
+PEAK = """
+    import os, sys
+    import numpy as np
+    from fastprio import ScoreStore, SumTree
+    n, path = 20_000_000, sys.argv[1]
+    def status(name):
+        text = open("/proc/self/status").read()
+        return int(text.partition(name + ":")[2].split()[0]) * 1024
+    def peak_of(call):
+        before = status("VmRSS")
+        open("/proc/self/clear_refs", "w").write("5")  # the peak counts from now on
+        made = call()
+        return (status("VmHWM") - before) / n, made
+    def pieces():
+        for begin in range(0, n, 1 << 20):
+            yield np.ones(min(1 << 20, n - begin), np.float32)
+    def filled(tree):
+        tree.fill(pieces())
+        return tree
+    ScoreStore(10).update([1], [1.0])  # loads what Numba needs
+    spent, store = peak_of(lambda: ScoreStore(n))
+    assert spent < 0.5, spent
+    def score():
+        for begin in range(0, n, 1 << 20):
+            at = np.arange(begin, min(begin + (1 << 20), n))
+            store.update(at, np.ones(len(at), np.float32))
+    print("scored", peak_of(score)[0])
+    print("saved", peak_of(lambda: store.save(path))[0])
+    spent, other = peak_of(lambda: ScoreStore.load(path))
+    print("loaded", spent)
+    assert (other.priorities == store.priorities).all()
+    del store, other
+    spent, tree = peak_of(lambda: filled(SumTree(n)))
+    print("filled", spent)
+    print("filled again", peak_of(lambda: filled(tree))[0])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="no peak of memory here")
+def test_scoring_saving_loading_and_filling_from_pieces_need_no_second_copy(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    spent = {name: float(bytes) for name, _, bytes in (line.rpartition(" ") for line in done.stdout.splitlines())}
+    # Bytes an example: 8.78 of a store, 4.53 of a tree, and some tens of MB for the pieces.
+    assert 8.5 < spent["scored"] < 8.78 + 4, spent
+    assert spent["saved"] < 1, spent
+    assert 8.5 < spent["loaded"] < 8.78 + 1.5, spent
+    assert 4.5 < spent["filled"] < 4.53 + 1.5, spent
+    assert 3.9 < spent["filled again"] < 5.5, spent  # the control: here a second copy is needed
+
+
+@pytest.mark.parametrize("make", [SumTree, ScoreStore, PrioritySampler])
+def test_more_than_two_to_the_32_examples_are_refused_by_number_and_limit(make):
+    with pytest.raises(ValueError, match=rf"size = {2**32 + 1}: expected an integer in \[1, {2**32}\]"):
+        make(2**32 + 1)
 
 
 # What has been seen.

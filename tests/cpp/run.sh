@@ -1,19 +1,24 @@
 #!/bin/sh
 # Builds and runs the C++ tests: run.sh [sanitizers], for example run.sh address,undefined
+# run.sh thread runs only the test that starts threads.
 set -eu
 cd "$(dirname "$0")"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-flags="-std=c++20 -pthread -O1 -g -Wall -Wextra -Werror -fno-strict-aliasing -I../../csrc"
+flags="-std=c++20 -O1 -g -Wall -Wextra -Werror -fno-strict-aliasing -pthread -I../../csrc"
+tests=$(ls ./*.cpp)
 if [ -n "${1:-}" ]; then
   flags="$flags -fsanitize=$1 -fno-sanitize-recover=all -fno-omit-frame-pointer"
+fi
+if [ "${1:-}" = thread ]; then
+  tests=threads.cpp
 fi
 for part in sum_tree kernels threads; do
   # shellcheck disable=SC2086  # the flags are words
   ${CXX:-g++} $flags -c "../../csrc/$part.cpp" -o "$build/$part.o"
 done
-for test in *.cpp; do
+for test in $tests; do
   # shellcheck disable=SC2086
-  ${CXX:-g++} $flags "$test" "$build/sum_tree.o" "$build/kernels.o" "$build/threads.o" -o "$build/${test%.cpp}"
-  "$build/${test%.cpp}"
+  ${CXX:-g++} $flags "$test" "$build/sum_tree.o" "$build/kernels.o" "$build/threads.o" -o "$build/test"
+  "$build/test"
 done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import statistics
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from test_cli import hide, only_line
 from fastprio.bench import contenders, measure, peers, plot, present, throughput, training
 from fastprio.cli import main
 
+ROOT = Path(__file__).parent.parent
 SMALL = ["bench", "--n", "300,1e3", "--batch", "64", "--repeats", "2", "--peers", "choice,alias"]
 
 
@@ -174,6 +176,18 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
     moved = plot.spread([3.0, 2.9, 1.0, 3.1, 2.0], 1.0)
     assert min(np.diff(sorted(moved))) == pytest.approx(1.0)
     assert np.argsort(moved).tolist() == [2, 4, 1, 0, 3]
+
+
+def test_a_wide_table_is_cut_into_parts_that_fit() -> None:
+    rows = [["what", "N = 1,000", "N = 10,000"], ["a" * 50, "1.0 (1.00x)", "2.0 (2.00x)"]]
+    assert present.fitting(rows, 80) == [rows]
+    assert present.fitting(rows, 60) == [[[row[0], row[k]] for row in rows] for k in (1, 2)]
+
+
+def test_the_tables_of_the_benchmarks_are_what_the_records_say() -> None:
+    table = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert table["filled"](text) == text, "run python benchmarks/table.py"
 
 
 # A user's own loader.

@@ -106,7 +106,7 @@ def arms(loader: DataLoader[Any]) -> tuple[Arm, Arm]:
 
 def closing(found: dict[str, Any], samples: int) -> str:
     """One sentence: what an epoch chosen by priority costs beside a uniform one of this loader."""
-    uniform, prioritized = found["seconds"]["uniform"], found["seconds"]["prioritized"]
+    uniform, prioritized = found["epoch_seconds"]["uniform"], found["epoch_seconds"]["prioritized"]
     low, high = found["interval"]
     mine, torchs = (100 * found["choosing_share"][name] for name in ("prioritized", "uniform"))
     return (
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     names = ("uniform", "prioritized")
     rows = [
         ["", *names],
-        ["epoch, median", *(present.span(found["seconds"][name]) for name in names)],
+        ["epoch, median", *(present.span(found["epoch_seconds"][name]) for name in names)],
         ["choosing, share of it", *(f"{100 * found['choosing_share'][name]:.2f} %" for name in names)],
         ["choosing, a batch", *(present.span(1e-6 * found["choosing_us_per_batch"][name]) for name in names)],
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -113,22 +114,36 @@ def closing(results: Mapping[int, Mapping[str, Any]], batch: int) -> str:
     )
 
 
+def fitting(rows: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
+    """The table cut into as few as fit ``width`` characters side by side; each has the first column."""
+    widths = [max(len(row[k]) for row in rows) + 3 for k in range(len(rows[0]))]
+    first = min(widths[0], 36)  # that column's cells may take several lines; numbers may not
+    tables: list[list[int]] = [[]]
+    for k in range(1, len(widths)):
+        if tables[-1] and first + sum(widths[j] for j in tables[-1]) + widths[k] > width:
+            tables.append([])
+        tables[-1].append(k)
+    return [[[row[k] for k in (0, *columns)] for row in rows] for columns in tables]
+
+
 def show(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Prints a table, the first row its head: by rich, or in plain columns where rich is not installed."""
-    try:
-        from rich.box import SIMPLE
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        print(title)
-        for row in rows:
-            cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            print(row[0].ljust(widths[0]), *cells, sep="  ")
-        return
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    for k, head in enumerate(rows[0]):
-        table.add_column(head, justify="right" if k else "left", no_wrap=bool(k))
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+    print(title)
+    for part in fitting(rows, width):
+        try:
+            from rich.box import SIMPLE
+            from rich.console import Console
+            from rich.table import Table
+        except ModuleNotFoundError:
+            widths = [max(len(row[k]) for row in part) for k in range(len(part[0]))]
+            for row in part:
+                cells = (cell.rjust(to) for cell, to in zip(row[1:], widths[1:], strict=True))
+                print(row[0].ljust(widths[0]), *cells, sep="  ")
+            continue
+        table = Table(box=SIMPLE, pad_edge=False)
+        for k, head in enumerate(part[0]):
+            table.add_column(head, justify="right" if k else "left", no_wrap=bool(k))
+        for row in part[1:]:
+            table.add_row(*row)
+        Console(width=width).print(table)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+import fastprio
 from fastprio.bench import machine, own, present, versions
 from fastprio.bench.contenders import CONTENDERS, contenders
 from fastprio.bench.limit import random_read_ns
@@ -166,6 +167,10 @@ def _throughput(args: argparse.Namespace) -> int:
         "calls": {str(n): found for n, found in calls.items()},
         "limit": {str(n): nanoseconds for n, nanoseconds in limit.items()},
         "fixed_call_ns": fixed,
+        "bytes_an_example": {
+            "tree": fastprio.SumTree(args.n[-1]).nbytes / args.n[-1],
+            "store": fastprio.ScoreStore(args.n[-1]).nbytes / args.n[-1],
+        },
         "closing": sentence,
     }
     Path(args.json).write_text(json.dumps(record, indent=1) + "\n")

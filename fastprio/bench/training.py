@@ -104,8 +104,8 @@ def compare(
 
     Returns:
         pairs: [[uniform, prioritized], ...] in seconds. ratio: the median of prioritized / uniform within a pair, and
-        interval: its 95 % interval (``interval``). seconds: the median epoch of each arm. choosing_share: choosing as
-        a share of each arm's seconds, over all epochs. choosing_us_per_batch: the same in microseconds a batch.
+        interval: its 95 % interval (``interval``). epoch_seconds: the median epoch of each arm. choosing_share:
+        choosing as a share of each arm's seconds, over all epochs. choosing_us_per_batch: the same in microseconds.
 
     Raises: ValueError: fewer than 6 pairs.
     """
@@ -126,7 +126,7 @@ def compare(
         "pairs": [list(pair) for pair in zip(seconds["uniform"], seconds["prioritized"], strict=True)],
         "ratio": statistics.median(ratios),
         "interval": list(interval(ratios)),
-        "seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
+        "epoch_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
         "choosing_share": {name: choosing[name] / sum(seconds[name]) for name in arms},
         "choosing_us_per_batch": {name: 1e6 * choosing[name] / pairs / len(arms[name].loader) for name in arms},
     }

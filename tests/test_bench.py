@@ -178,6 +178,16 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
     assert np.argsort(moved).tolist() == [2, 4, 1, 0, 3]
 
 
+def test_progress_on_a_terminal_leaves_the_lines_that_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with present.Progress(3) as progress:
+        progress.tick("N = 10: draw")
+        progress.say("N = 10: done")
+    assert "N = 10: done" in capsys.readouterr().out
+
+
 def test_a_wide_table_is_cut_into_parts_that_fit() -> None:
     rows = [["what", "N = 1,000", "N = 10,000"], ["a" * 50, "1.0 (1.00x)", "2.0 (2.00x)"]]
     assert present.fitting(rows, 80) == [rows]

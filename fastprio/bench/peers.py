@@ -226,7 +226,7 @@ class Cpprb(Peer):
     """cpprb's PrioritizedReplayBuffer with the smallest example it takes, one float32: sums in float32, strata.
 
     Cannot be seeded. Drawing cannot be had without weights and without gathering the examples, so both are in its
-    time. Sums and draws in float32 again: beyond 2^24 examples it cannot tell neighbours apart.
+    time. Sums are float32, with what that means above 2^24 examples.
     """
 
     name, title = "cpprb", "cpprb PrioritizedReplayBuffer"
@@ -251,10 +251,7 @@ class Cpprb(Peer):
 
 
 class Tianshou(Peer):
-    """Tianshou's SegmentTree, in numba: float64 sums, iid only, the global random numbers of numpy elsewhere.
-
-    Checks that priorities' indices are in range, by assertions, and nothing else.
-    """
+    """Tianshou's SegmentTree, in numba: float64 sums, iid only. Checks that indices are in range, not what is set."""
 
     name, title = "tianshou", "Tianshou SegmentTree (numba)"
     module, distribution = "tianshou.data.utils.segtree", "tianshou"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastprio
+from fastprio.bench.training import Choosing
 from fastprio.study import report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
 from fastprio.study.models import SmallCNN, evaluate
@@ -121,32 +122,6 @@ def configure(args: argparse.Namespace) -> Config:
     if not 0 <= config.seed < 1 << 63:
         raise StudyError(f"seed = {config.seed}: expected 0 <= seed < 2^63")
     return config
-
-
-@dataclass
-class Choosing:
-    """A batch sampler whose work is on the clock: iterates like ``batches`` and adds up the seconds that it took."""
-
-    batches: Any
-    seconds: float = 0.0
-    count: int = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        clock = time.perf_counter
-        begin = clock()
-        source = iter(self.batches)
-        self.seconds += clock() - begin
-        while True:
-            begin = clock()
-            indices = next(source, None)
-            self.seconds += clock() - begin
-            if indices is None:
-                return
-            self.count += 1
-            yield indices
 
 
 @dataclass

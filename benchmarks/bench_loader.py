@@ -62,7 +62,7 @@ def arms(loader: DataLoader, model: nn.Module) -> tuple[Arm, Arm]:
             loss.backward()
             optimizer.step()
 
-        return Arm(source, train, source.step if priority else None, learn)
+        return Arm(source, train, source.step if priority else torch.mean, learn)
 
     return arm(loader, False), arm(prioritized_like(loader), True)
 

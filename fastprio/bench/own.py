@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import importlib
 import json
 import sys
@@ -101,7 +100,7 @@ def arms(loader: DataLoader[Any]) -> tuple[Arm, Arm]:
     def losses(_: Any, number: int) -> torch.Tensor:
         return torch.rand(min(batch, samples - number * batch))
 
-    return Arm(loader, losses), Arm(prioritized, losses, functools.partial(prioritized.record))
+    return Arm(loader, losses, lambda _: None), Arm(prioritized, losses, prioritized.record)
 
 
 def closing(found: dict[str, Any], samples: int) -> str:

@@ -1,7 +1,8 @@
 """Uniform and prioritized epochs side by side: how long they take, and what part of them is choosing.
 
 Choosing is what decides which examples come next, where it takes the main thread's time: the batch sampler's
-iterator (for uniform: its shuffle) and, with priority, recording or stepping. Worker processes do not choose.
+iterator (for uniform: its shuffle), and what becomes of a batch's losses: ``step``, or for uniform their mean. Worker
+processes do not choose.
 """
 
 from __future__ import annotations
@@ -59,8 +60,7 @@ class Arm:
     Args:
         loader: what is iterated, once an epoch.
         train: what is done with a batch: takes it and its number in the epoch, and returns the losses float [B].
-        choose: with priority, what takes those losses, on the clock; for uniform None, and ``losses.mean()`` is off
-            it. Returns the scalar to minimise.
+        choose: what takes those losses, on the clock, and returns the scalar to minimise.
         learn: what is done with that scalar (backward, the optimiser's step).
     """
 
@@ -68,7 +68,7 @@ class Arm:
         self,
         loader: DataLoader[Any],
         train: Callable[[Any, int], torch.Tensor],
-        choose: Callable[[torch.Tensor], Any] | None = None,
+        choose: Callable[[torch.Tensor], Any] = torch.mean,
         learn: Callable[[Any], None] = lambda loss: None,
     ) -> None:
         self.loader, self.train, self.choose, self.learn = loader, train, choose, learn
@@ -81,12 +81,9 @@ class Arm:
         begin = clock()
         for number, batch in enumerate(self.loader):
             losses = self.train(batch, number)
-            if self.choose is None:
-                loss = losses.mean()
-            else:
-                since = clock()
-                loss = self.choose(losses)
-                recording += clock() - since
+            since = clock()
+            loss = self.choose(losses)
+            recording += clock() - since
             self.learn(loss)
         return clock() - begin, self.choosing.seconds + recording
 

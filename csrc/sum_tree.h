@@ -8,7 +8,7 @@
 //
 // Promise.
 //  * P(i) = mass(i) / total exactly, given ideal random words: a draw is an integer r, uniform in
-//    [0, total), and find(r) is the one leaf with prefix(i) <= r < prefix(i + 1). No float takes part.
+//    [0, total), and find(r) is the one leaf with prefix(i) <= r < prefix(i + 1). No rounded number takes part.
 //  * Integer sums are associative: the same bits for any order of updates, any split into calls, any
 //    SIMD path. They do not drift.
 //  * Zero is never drawn, everything above zero can be: mass(p) >= 1 for p > 0.

@@ -57,22 +57,29 @@ class Epoch:
         self._stale: Draws | None = None  # single draws that a change of priorities makes so
         self._drawn = self._batches = 0
         self.over = False
+        if self._singles_go_stale:
+            store.listen(self.priorities_changed)
 
     def next(self, drop_partial: bool = False) -> Draws | None:
         """The next draws, or None at the end; ``drop_partial`` leaves out a last batch that is not full."""
-        with self._store.lock:
+        store = self._store
+        with store.lock:
             if self.over:
                 raise RuntimeError("a newer iteration of this sampler has begun; two loaders cannot share one sampler")
-            count = self._count()
-            if count <= 0 or (drop_partial and self._batch_size is not None and count < self._batch_size):
-                return None
-            self._apply_losses()
-            if self._store.epochs is not None:
-                self._store.set_progress(self._drawn / self.total)
+            left = self.total - self._drawn
+            count = self._batch_size or self._stretch()
+            if count > left:
+                if left <= 0 or (drop_partial and self._batch_size is not None):
+                    return None
+                count = left
+            if self._lag is not None or self._feedback.waiting:
+                self._apply_losses()
+            if store.epochs is not None:
+                store.set_progress(self._drawn / self.total)
             cover, drawn = None, None
             if self.planned is not None:
                 drawn = self._by_plan(self.planned, count)
-            elif self._cover.under_way:
+            elif self._cover.walk is not None:
                 cover = self._cover.state
                 drawn = self._covering(count)
             by_priority = drawn is None
@@ -80,10 +87,14 @@ class Epoch:
                 drawn = self._by_priority(count, self._drawn)
             draws = Draws(self._batches, self._drawn, *drawn, self._mine, cover)
             self._stale = draws if by_priority and self._singles_go_stale else None
-            self._drawn += len(draws.indices)
+            self._drawn += draws.everyones
             self._batches += 1
             self._journal.append(draws)
             return draws
+
+    def end(self) -> None:
+        """Another epoch begins: who still draws from this one is told so."""
+        self.over, self._stale = True, None
 
     def priorities_changed(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""
@@ -94,15 +105,13 @@ class Epoch:
                 self._drawn = self._stale.first + self._journal.cut(self._stale)
                 self._stale = None
 
-    def _count(self) -> int:
-        left = self.total - self._drawn
-        if self._batch_size is not None:
-            return min(self._batch_size, left)
-        if self._cover.under_way:
-            return min(64, left)
+    def _stretch(self) -> int:
+        """How many single draws to make at once."""
+        if self._cover.walk is not None:
+            return 64
         ahead = (self._singles_go_stale and not self._policy_draws) or not self._store.policy.observes
         ranks = 1 if self._mine is None else self._mine.step
-        return min(AHEAD - AHEAD % ranks if ahead else 1, left)
+        return AHEAD - AHEAD % ranks if ahead else 1
 
     def _apply_losses(self) -> None:
         if self._lag is None:

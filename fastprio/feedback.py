@@ -28,7 +28,7 @@ class Feedback:
 
     def __init__(self, store: ScoreStore, journal: Journal, lag: int | None) -> None:
         self._store, self._journal, self._lag = store, journal, lag
-        self._queue: deque[_Update] = deque()
+        self.waiting: deque[_Update] = deque()
         self._most_left: int | None = None
 
     def begin_epoch(self, most_left: int | None) -> None:
@@ -54,7 +54,8 @@ class Feedback:
         taken = self._journal.peek(count) if at is None else self._journal.find(at)
         self._check_left(count)
         if losses.is_cpu and (self._lag is None or not policy.observes):
-            self.apply()
+            if self.waiting:
+                self.apply()
             loss = as_float32(losses, "losses", tiny_is_zero=True)
             self._store.update_rows(taken.indices, loss, "train", observations)  # if it refuses, nothing was consumed
         elif policy.observes:
@@ -65,7 +66,7 @@ class Feedback:
     def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
         if losses.is_cpu:  # elsewhere it would have to wait
             self._store.check(taken.indices, losses, **observations)
-        self._queue.append(_Update(taken.draws.number, taken.indices, losses, observations))
+        self.waiting.append(_Update(taken.number, taken.indices, losses, observations))
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""
@@ -82,7 +83,9 @@ class Feedback:
                 return wide.mean()
             # One operation with a graph, where multiplying and averaging would be two.
             shares = torch.from_numpy(weights / np.float32(len(weights)))
-            return torch.dot(wide, shares.to(device=wide.device, dtype=wide.dtype, non_blocking=True))
+            if wide.dtype != torch.float32 or not wide.is_cpu:
+                shares = shares.to(device=wide.device, dtype=wide.dtype, non_blocking=True)
+            return torch.dot(wide, shares)
         if weights is not None:
             wide = wide * weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
         finite = torch.isfinite(losses.detach())
@@ -90,11 +93,11 @@ class Feedback:
 
     def apply(self, newest: int | None = None) -> None:
         """Hands the losses of the batches up to number ``newest`` to the store, oldest first; None: all."""
-        if not self._queue:
+        if not self.waiting:
             return
         with self._store.lock:  # the thread that draws and the one that steps may both be here
-            while self._queue and (newest is None or self._queue[0].number <= newest):
-                update = self._queue.popleft()
+            while self.waiting and (newest is None or self.waiting[0].number <= newest):
+                update = self.waiting.popleft()
                 self._store.update(update.indices, update.losses(), **update.observations())
 
     def _check_left(self, count: int) -> None:

@@ -93,29 +93,24 @@ class Cover:
 
     def __init__(self, store: ScoreStore) -> None:
         self._store = store
-        self._walk: Walk | None = None
+        self.walk: Walk | None = None  # where draws come from, while covering is under way
         self._passes = 0
         self._size = 0  # of the store when the first pass began; if it grows, covering begins anew
 
     @property
-    def under_way(self) -> bool:
-        """Whether draws come from here."""
-        return self._walk is not None
-
-    @property
     def state(self) -> tuple[Any, int, int]:
         """Where covering stands: (the walk, its position, passes made)."""
-        return self._walk, self._walk.position if self._walk is not None else 0, self._passes
+        return self.walk, self.walk.position if self.walk is not None else 0, self._passes
 
     def go_back(self, state: tuple[Any, int, int]) -> None:
         """Goes back to an earlier state: what came after was never consumed, and is to come again."""
-        self._walk, position, self._passes = state
-        if self._walk is not None:
-            self._walk.position = position
+        self.walk, position, self._passes = state
+        if self.walk is not None:
+            self.walk.position = position
 
     def begin_epoch(self, seed: int, first: bool) -> None:
         """Starts the pass that is due, if one is; without ``first`` the unseen get their priority instead, once."""
-        if self.under_way:
+        if self.walk is not None:
             return
         if not first:
             if self._size < len(self._store):
@@ -131,15 +126,15 @@ class Cover:
         if self._store.columns["seen"].any():  # to walk past many that are seen would take long
             unseen = np.flatnonzero(~self._store.seen())
             few = unseen if len(unseen) < self._size // 8 else None
-        self._walk = Walk(self._size, seed, self._passes, _core.Purpose.cover, few)
+        self.walk = Walk(self._size, seed, self._passes, _core.Purpose.cover, few)
 
     def take(self, count: int) -> Int64:
         """Up to ``count`` unseen examples; fewer at the end of the pass."""
-        if self._walk is None:
+        if self.walk is None:
             return np.empty(0, np.int64)
-        indices = self._walk.take(count, self._store.columns["seen"])
-        if self._walk.over:
-            self._walk = None
+        indices = self.walk.take(count, self._store.columns["seen"])
+        if self.walk.over:
+            self.walk = None
             self._passes += 1
             self._store.admit_unseen()
         return indices

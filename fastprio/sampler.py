@@ -97,7 +97,6 @@ class PrioritySampler(DistributedSampler[Any]):
         self._cover = Cover(self.store)
         self._feedback = Feedback(self.store, self.journal, lag)
         self._check_scheme()
-        self.store.listen(self._priorities_changed)
 
     # What torch and the trainers ask for.
 
@@ -223,8 +222,8 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
         taken = self._feedback.record(losses, indices, observations)
-        if self.lag is None:
-            self._priorities_changed()  # at the latest by the next draw, which applies what came from an accelerator
+        if self._feedback.waiting and self.lag is None and self._under_way is not None:
+            self._under_way.priorities_changed()  # by the next draw, which applies what came from an accelerator
         return taken
 
     # An epoch.
@@ -284,7 +283,7 @@ class PrioritySampler(DistributedSampler[Any]):
             self._cover.go_back(unconsumed.cover)
         self._was_idle = idle
         if last is not None:
-            last.over = True
+            last.end()
             self.epoch += 0 if self._epoch_said else 1
         self._epoch_said = False
         self.journal.begin_epoch(whole=batch is not None)
@@ -319,10 +318,6 @@ class PrioritySampler(DistributedSampler[Any]):
         )
         return self._under_way
 
-    def _priorities_changed(self) -> None:
-        if self._under_way is not None:
-            self._under_way.priorities_changed()
-
 
 class PriorityBatchSampler(Sampler[list[int]]):
     """Yields a batch of a PrioritySampler at a time, as a fresh list[int]; give it to a loader as ``batch_sampler=``.
@@ -354,7 +349,7 @@ class PriorityBatchSampler(Sampler[list[int]]):
         sampler.batch_size = self.batch_size * sampler._slice()[1]
         epoch = sampler._begin()
         while (draws := epoch.next(self.drop_last)) is not None:
-            yield draws.my_indices.tolist()
+            yield draws.indices.tolist()
 
     def __len__(self) -> int:
         n = len(self.sampler)

@@ -143,9 +143,18 @@ class ScoreStore:
         """``update`` for a caller that has arrays already, such as a sampler in every step."""
         at, obs, skipped = self._checked(at, loss, origin, observations)
         with self.lock:
-            self._observe(at, obs)
+            if self.policy.infallible:
+                priorities = self._let_policy_observe(at, obs)
+                if priorities is not None:
+                    self.tree.update_checked(at, priorities)
+            else:
+                self._observe_or_undo(at, obs)
+            if origin != "reference":
+                mark(self._columns["seen"], self._fresh, at)
+            self.clock.step += 1
             self.skipped_nonfinite += skipped
-        self._changed()
+        if self._listeners:
+            self._changed()
 
     def check(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
         """Raises what ``update`` would raise, and does nothing else."""
@@ -188,17 +197,6 @@ class ScoreStore:
             row = int(small.argmax())
             raise ValueError(f"losses[{row}] = {loss[row]}: policy {self.policy.name!r} expects losses >= {least:g}")
         return finite
-
-    def _observe(self, at: Any, obs: Observation) -> None:
-        if self.policy.infallible:
-            priorities = self._let_policy_observe(at, obs)
-            if priorities is not None:
-                self.tree.update_checked(at, priorities)
-        else:
-            self._observe_or_undo(at, obs)
-        if obs.origin != "reference":
-            mark(self._columns["seen"], self._fresh, at)
-        self.clock.step += 1
 
     def _let_policy_observe(self, at: Any, obs: Observation) -> Any:
         rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
@@ -456,10 +454,10 @@ class ScoreStore:
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls a bound method, held weakly, after every change of priorities."""
-        self._listeners.append(weakref.WeakMethod(callback))
+        self._listeners.append(weakref.WeakMethod(callback, self._listeners.remove))
 
     def _changed(self) -> None:
-        for reference in self._listeners:
+        for reference in tuple(self._listeners):
             callback = reference()
             if callback is not None:
                 callback()

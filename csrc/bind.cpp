@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <string>
 
+#include "ints.h"
 #include "permutation.h"
 #include "sum_tree.h"
 #include "threads.h"
@@ -156,15 +157,17 @@ void find(const SumTree& tree, In<uint64_t> masses, Array<int64_t> indices) {
   if (!s.ok()) raise(tree, s, nullptr, nullptr, masses.data());
 }
 
-void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, Scheme scheme, uint64_t group,
+void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, int scheme, uint64_t group,
             Array<int64_t> indices, Array<double> probabilities) {
   same_length(indices, probabilities);
+  if (scheme < int(Scheme::kIid) || scheme > int(Scheme::kEpoch))
+    throw nb::value_error("scheme: expected one of SCHEMES");
   if (group < 1 || group > kMaxGroup)
     throw nb::value_error(("group = " + std::to_string(group) + ": expected 1 <= group <= 2^31").c_str());
   Status s;
   {
     nb::gil_scoped_release release;
-    s = tree.sample({seed, epoch, offset, indices.size(), scheme, group}, indices.data(), probabilities.data());
+    s = tree.sample({seed, epoch, offset, indices.size(), Scheme(scheme), group}, indices.data(), probabilities.data());
   }
   if (!s.ok()) raise(tree, s, nullptr, nullptr, nullptr, offset);
 }
@@ -201,12 +204,13 @@ NB_MODULE(_core, m) {
   m.attr("MAX_SIZE") = kMaxSize;
   m.attr("MAX_THREADS") = kMostThreads;
 
-  nb::enum_<Scheme>(m, "Scheme", "How the draws of a call hang together.")
-      .value("iid", Scheme::kIid)
-      .value("stratified", Scheme::kStratified)
-      .value("systematic", Scheme::kSystematic)
-      .value("unique", Scheme::kUnique)
-      .value("epoch", Scheme::kEpoch);
+  nb::dict schemes;  // plain numbers: an enumeration's member would be looked up in every call
+  schemes["iid"] = int(Scheme::kIid);
+  schemes["stratified"] = int(Scheme::kStratified);
+  schemes["systematic"] = int(Scheme::kSystematic);
+  schemes["unique"] = int(Scheme::kUnique);
+  schemes["epoch"] = int(Scheme::kEpoch);
+  m.attr("SCHEMES") = schemes;
   nb::enum_<Purpose>(m, "Purpose", "What random bits are used for; two purposes never share bits.")
       .value("draw", Purpose::kDraw)
       .value("stratum", Purpose::kStratum)
@@ -271,6 +275,12 @@ NB_MODULE(_core, m) {
           "k"_a, "For tests: the nodes of level k, 0 being the one above the leaves.")
       .def_prop_ro("levels", &SumTree::levels);
 
+  nb::class_<Singles>(m, "Singles", nb::type_slots(singles_slots),
+                      "An iterator of ints, of which the rest can be taken back.")
+      .def(nb::init<Singles::Indices>(), "indices"_a.noconvert())
+      .def("__len__", &Singles::size)
+      .def_prop_ro("taken", &Singles::taken)
+      .def("cut", &Singles::cut);
   m.def("walk", &walk, "n"_a, "seed"_a, "epoch"_a, "purpose"_a, "position"_a, "skip"_a, "indices"_a.noconvert());
   m.def("integers", &integers, "bound"_a, "seed"_a, "epoch"_a, "purpose"_a, "first"_a, "out"_a.noconvert());
   m.def(

@@ -32,7 +32,7 @@ inline Word bounded(Word bound, Word word, Next&& next) {
   using W = typename Wide<Word>::type;
   constexpr int kBits = 8 * sizeof(Word);
   W product = W(word) * bound;
-  if (Word(product) < bound) {
+  if (Word(product) < bound) [[unlikely]] {
     const Word threshold = Word(Word(0) - bound) % bound;  // 2^w mod bound
     while (Word(product) < threshold) product = W(next()) * bound;
   }

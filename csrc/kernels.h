@@ -1,6 +1,6 @@
 // csrc/kernels.h: the hot loops of the tree, compiled once for each instruction set and chosen at run time.
 //
-// All copies come from the same source, work in integers only, and give the same bits.
+// All copies give the same bits: sums are integers, and so are masses, however they are computed (mass.h).
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,8 @@ struct View {
 };
 
 struct Kernels {
-  // For each r[j] below the total: indices[j] the leaf, masses[j] its mass, rests[j] = r[j] - prefix(leaf).
+  // For each r[j] below the total: indices[j] the leaf, masses[j] its mass, and, unless rests is null,
+  // rests[j] = r[j] - prefix(leaf). r may be where indices is.
   void (*descend)(const View& tree, const uint64_t* r, size_t count, int64_t* indices, uint32_t* masses,
                   uint64_t* rests);
   // Writes the level above the leaves, whose first `blocks` entries are of blocks of leaves, and each node's total.

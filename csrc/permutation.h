@@ -23,11 +23,11 @@
 namespace fastprio {
 
 // order[0, n) becomes a permutation of [0, n). Step j uses word first_word + j of the stream; first[j] is
-// that word, filled in by the caller (fill_words), and later attempts are computed in the rare case.
+// that word, filled in by the caller (Kernels::words), and later attempts are computed in the rare case.
 inline void shuffle(const Stream& stream, uint64_t first_word, const uint64_t* first, uint32_t n, uint32_t* order) {
   for (uint32_t j = 0; j < n; ++j) order[j] = j;
-  for (uint32_t j = n; j-- > 1;) {
-    const uint64_t k = bounded<uint64_t>(uint64_t{j} + 1, first[j], Words(stream, first_word + j, 1));
+  for (uint64_t left = n; left > 1; --left) {
+    const uint64_t j = left - 1, k = bounded<uint64_t>(left, first[j], Words(stream, first_word + j, 1));
     const uint32_t swapped = order[j];
     order[j] = order[k];
     order[k] = swapped;

@@ -12,7 +12,6 @@
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 
 namespace fastprio {
@@ -59,40 +58,6 @@ inline Block block(const Stream& stream, uint64_t number, uint32_t attempt) {
 inline uint64_t word(const Stream& stream, uint64_t n, uint32_t attempt) {
   const Block b = block(stream, n >> 1, attempt);
   return (n & 1) ? (b[2] | uint64_t{b[3]} << 32) : (b[0] | uint64_t{b[1]} << 32);
-}
-
-// out[j] = word(stream, first + j, 0) for j in [0, count). Sixteen blocks go through the rounds side by
-// side, lane by lane, which the compiler turns into vector code; the bits are those of word().
-inline __attribute__((always_inline)) void fill_words(const Stream& stream, uint64_t first, size_t count,
-                                                      uint64_t* out) {
-  constexpr int kLanes = 16;
-  size_t done = 0;
-  if (count > 0 && (first & 1)) out[done++] = word(stream, first, 0);
-  while (done < count) {
-    const uint64_t number = (first + done) >> 1;
-    uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-      c0[l] = uint32_t(number + l);
-      c1[l] = uint32_t((number + l) >> 32);
-      c2[l] = stream.epoch;
-      c3[l] = uint32_t(stream.purpose) << 24;
-    }
-    uint32_t k0 = uint32_t(stream.seed), k1 = uint32_t(stream.seed >> 32);
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85)
-      for (int l = 0; l < kLanes; ++l) {
-        // High and low halves apart: that is how compilers recognise a vector multiplication.
-        const uint32_t a_high = uint32_t(uint64_t{0xD2511F53} * c0[l] >> 32), a_low = 0xD2511F53u * c0[l];
-        const uint32_t b_high = uint32_t(uint64_t{0xCD9E8D57} * c2[l] >> 32), b_low = 0xCD9E8D57u * c2[l];
-        c0[l] = b_high ^ c1[l] ^ k0;
-        c1[l] = b_low;
-        c2[l] = a_high ^ c3[l] ^ k1;
-        c3[l] = a_low;
-      }
-    for (int l = 0; l < kLanes && done < count; ++l) {
-      out[done++] = c0[l] | uint64_t{c1[l]} << 32;
-      if (done < count) out[done++] = c2[l] | uint64_t{c3[l]} << 32;
-    }
-  }
 }
 
 // The words that one draw may use up, one after another: attempt 0, 1, 2, ...

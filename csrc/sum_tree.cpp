@@ -149,6 +149,22 @@ void SumTree::offer(uint32_t max_bits) {
   if (total_ > 0) rebuild();  // all sums are zero under any scale
 }
 
+// Adds sums[c], modulo 2^64, to what stands after entry c of level k, which is one of the two uppermost, and so on up.
+void SumTree::add_everywhere(int k, const uint64_t* sums) {
+  uint64_t above[kFanout];
+  for (uint64_t b = 0; b < levels_[k].size(); b += kFanout) {
+    uint64_t before = 0;
+    for (uint64_t c = b; c < b + kFanout; ++c) {
+      levels_[k][c] += before;
+      before += sums[c];
+    }
+    above[b / kFanout] = before;
+  }
+  if (k + 1 == levels()) return;
+  for (uint64_t c = levels_[k].size() / kFanout; c < kFanout; ++c) above[c] = 0;
+  add_everywhere(k + 1, above);
+}
+
 Status SumTree::update(const int64_t* indices, const float* priorities, size_t count) {
   uint32_t max_bits = 0;
   bool good = true;
@@ -163,15 +179,23 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
       if (priority_bits(priorities[j]) >= kInfinityBits) return {Status::kBadPriority, j};
     }
   offer(max_bits);
-  constexpr size_t kAhead = 16;
+  // What a later index will change is asked for early: its leaf and its node above the leaves. Nodes further up are
+  // few.
+  constexpr size_t kAhead = 64;
+  auto prefetch = [&](uint64_t i) {
+    const uint64_t* node = levels_[0].data() + i / (kFanout * kFanout) * kFanout;
+    __builtin_prefetch(&leaves_[i], 1);
+    __builtin_prefetch(node, 1);
+    __builtin_prefetch(node + kFanout / 2, 1);
+  };
   uint32_t before[256], after[256];
   uint64_t deltas[256];
   for (size_t first = 0; first < count; first += std::size(deltas)) {
     const size_t n = std::min(std::size(deltas), count - first);
     const int64_t* at = indices + first;
-    for (size_t j = 0; j < std::min(kAhead, n); ++j) __builtin_prefetch(&leaves_[at[j]], 1);
+    for (size_t j = 0; j < std::min(kAhead, n); ++j) prefetch(uint64_t(at[j]));
     for (size_t j = 0; j < n; ++j) {  // in order: the last duplicate wins, and the deltas add up
-      if (j + kAhead < n) __builtin_prefetch(&leaves_[at[j + kAhead]], 1);
+      if (j + kAhead < n) prefetch(uint64_t(at[j + kAhead]));
       before[j] = std::bit_cast<uint32_t>(leaves_[at[j]]);
       after[j] = priority_bits(priorities[first + j]);
       leaves_[at[j]] = std::bit_cast<float>(after[j]);
@@ -180,8 +204,13 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
     if (parked_.active)
       for (size_t j = 0; j < n; ++j)
         if (parked_bits_[at[j] >> 3] >> (at[j] & 7) & 1) deltas[j] = 0;
-    int shift = 0;
-    for (auto& level : levels_) kernels().add(level.data(), at, shift += kShift, deltas, n);
+    const int apart = n < 32 ? levels() : std::max(levels() - 2, 0);  // levels where each delta goes up by itself
+    for (int k = 0; k < apart; ++k) kernels().add(levels_[k].data(), at, kShift * (k + 1), deltas, n);
+    if (apart < levels()) {
+      uint64_t sums[kFanout * kFanout] = {};
+      for (size_t j = 0; j < n; ++j) sums[uint64_t(at[j]) >> kShift * (apart + 1)] += deltas[j];
+      add_everywhere(apart, sums);
+    }
     for (size_t j = 0; j < n; ++j) total_ += deltas[j];
   }
   return {};
@@ -302,9 +331,8 @@ Status SumTree::find(const uint64_t* masses, size_t count, int64_t* indices) con
   if (bad < count) return {total_ ? Status::kMassOutOfRange : Status::kEmpty, bad};
   parallel_for(count, kLeastLookedUp, 1, [&](uint64_t begin, uint64_t end) {
     uint32_t leaf_masses[256];
-    uint64_t rests[256];
     for (uint64_t first = begin; first < end; first += 256)
-      descend(masses + first, std::min<uint64_t>(256, end - first), indices + first, leaf_masses, rests);
+      descend(masses + first, std::min<uint64_t>(256, end - first), indices + first, leaf_masses, nullptr);
   });
   return {};
 }
@@ -326,12 +354,17 @@ void SumTree::targets(const Request& request, uint64_t first, size_t count, uint
   const uint64_t b = request.group, q = total_ / b, rem = total_ % b;
   const Stream order_stream{request.seed, request.epoch, Purpose::kStratum};
   const int shift = std::has_single_bit(b) ? std::countr_zero(b) : -1;  // batches mostly are powers of two
-  std::vector<uint64_t> words(b);
-  std::vector<uint32_t> order(b);
+  constexpr uint64_t kSmall = 1024;                                     // a group that is not worth an allocation
+  uint64_t small_words[kSmall];
+  uint32_t small_order[kSmall];
+  std::vector<uint64_t> large_words(b > kSmall ? b : 0);
+  std::vector<uint32_t> large_order(b > kSmall ? b : 0);
+  uint64_t* const words = b > kSmall ? large_words.data() : small_words;
+  uint32_t* const order = b > kSmall ? large_order.data() : small_order;
   for (uint64_t j = 0; j < count;) {
     const uint64_t group = (begin + j) / b, place = (begin + j) % b, n = std::min<uint64_t>(b - place, count - j);
-    kernels().words(order_stream, group * b, b, words.data());
-    shuffle(order_stream, group * b, words.data(), uint32_t(b), order.data());
+    kernels().words(order_stream, group * b, b, words);
+    shuffle(order_stream, group * b, words, uint32_t(b), order);
     const uint64_t shared = request.scheme == Scheme::kSystematic ? uniform(group * b, word(stream, group * b, 0)) : 0;
     for (uint64_t m = 0; m < n; ++m) {
       const uint64_t k = order[place + m], u = request.scheme == Scheme::kSystematic ? shared : r[j + m];
@@ -375,12 +408,10 @@ Status SumTree::sample_part(const Request& request, int64_t* indices, double* pr
   uint64_t* r = reinterpret_cast<uint64_t*>(indices);  // the targets are replaced by the leaves, in place
   targets(request, 0, request.count, r);
   const double total = double(total_);
-  uint64_t chunk[256], rests[256];
   uint32_t masses[256];
   for (uint64_t first = 0; first < request.count; first += 256) {
     const size_t n = std::min<uint64_t>(256, request.count - first);
-    std::copy_n(r + first, n, chunk);
-    descend(chunk, n, indices + first, masses, rests);
+    descend(r + first, n, indices + first, masses, nullptr);
     for (size_t j = 0; j < n; ++j) probabilities[first + j] = double(masses[j]) / total;
   }
   return {};

@@ -8,7 +8,7 @@
 //
 // Promise.
 //  * P(i) = mass(i) / total exactly, given ideal random words: a draw is an integer r, uniform in
-//    [0, total), and find(r) is the one leaf with prefix(i) <= r < prefix(i + 1). No float takes part.
+//    [0, total), and find(r) is the one leaf with prefix(i) <= r < prefix(i + 1). No rounded number takes part.
 //  * Integer sums are associative: the same bits for any order of updates, any split into calls, any
 //    SIMD path. They do not drift.
 //  * Zero is never drawn, everything above zero can be: mass(p) >= 1 for p > 0.
@@ -144,6 +144,7 @@ class SumTree {
   View view() const;
   Leaf find_one(uint64_t r) const;
   void add(uint64_t i, uint64_t delta);
+  void add_everywhere(int k, const uint64_t* sums);
   template <class Write>
   void build(uint64_t unit, const Write& write);
   void rebuild();

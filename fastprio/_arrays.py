@@ -36,7 +36,9 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
 
 def as_indices(value: Any, name: str = "indices") -> Int64:
     """int64 [n], C-contiguous. Any integer dtype that int64 holds; TypeError otherwise."""
-    array = to_numpy(value)
+    array = value if type(value) is np.ndarray else to_numpy(value)
+    if array.dtype is INT64 and array.ndim == 1 and array.flags.c_contiguous:  # in every step
+        return array
     if array.dtype != INT64:
         if array.size == 0 and array.dtype == np.float64:  # an empty list
             return np.empty(0, np.int64)
@@ -55,7 +57,9 @@ def as_float32(value: Any, name: str, tiny_is_zero: bool = False) -> Float32:
     A float64 that float32 cannot hold raises ValueError: one too large, or, unless ``tiny_is_zero``, one above zero
     that would become zero, so that no example silently stops being drawn.
     """
-    array = to_numpy(value)
+    array = value if type(value) is np.ndarray else to_numpy(value)
+    if array.dtype is FLOAT32 and array.ndim == 1 and array.flags.c_contiguous:  # in every step
+        return array
     if array.dtype != FLOAT32:
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
@@ -80,6 +84,8 @@ def one_dimensional(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """The value as an int (numpy's integers too). TypeError if it is none, ValueError if out of [least, most]."""
+    if type(value) is int and least <= value and (most is None or value <= most):
+        return value
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} = {value!r}: expected an integer")
     try:

@@ -13,18 +13,7 @@ MAX_SIZE: int = 4294967296
 
 MAX_THREADS: int = 1024
 
-class Scheme(enum.Enum):
-    """How the draws of a call hang together."""
-
-    iid = 0
-
-    stratified = 1
-
-    systematic = 2
-
-    unique = 3
-
-    epoch = 4
+SCHEMES: dict = ...
 
 class Purpose(enum.Enum):
     """What random bits are used for; two purposes never share bits."""
@@ -94,7 +83,7 @@ class SumTree:
 
     def find(self, masses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
-    def sample(self, seed: int, epoch: int, offset: int, scheme: Scheme, group: int, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], probabilities: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+    def sample(self, seed: int, epoch: int, offset: int, scheme: int, group: int, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], probabilities: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
     def parked(self) -> tuple[bool, int, int, int, bytes]:
         """(active, seed, epoch, next, a bit an example)"""
@@ -109,6 +98,24 @@ class SumTree:
 
     @property
     def levels(self) -> int: ...
+
+class Singles:
+    """An iterator of ints, of which the rest can be taken back."""
+
+    def __iter__(self, /):
+        """Implement iter(self)."""
+
+    def __next__(self, /):
+        """Implement next(self)."""
+
+    def __init__(self, indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def taken(self) -> int: ...
+
+    def cut(self) -> int: ...
 
 def walk(n: int, seed: int, epoch: int, purpose: Purpose, position: int, skip: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], indices: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')]) -> tuple[int, int]: ...
 

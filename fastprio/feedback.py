@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastprio._arrays import as_indices, to_numpy
+from fastprio._arrays import as_float32, as_indices, to_numpy
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
@@ -45,43 +45,46 @@ class Feedback:
         if losses.ndim != 1:
             shape = list(losses.shape)
             raise ValueError(f"losses: expected one for each example, shape [n] (reduction='none'), got {shape}")
+        count = losses.numel()
         at = None if indices is None else as_indices(indices)
-        if at is not None and len(at) != len(losses):
-            raise ValueError(f"indices: expected {len(losses)} of them, one for each loss, got {len(at)}")
+        if at is not None and len(at) != count:
+            raise ValueError(f"indices: expected {count} of them, one for each loss, got {len(at)}")
         if at is not None and self._lag is not None:
             raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
-        taken = self._take(at, len(losses), consume=False)
-        self._check_left(len(losses))
-        if losses.device.type == "cpu" and (self._lag is None or not policy.observes):
+        taken = self._journal.peek(count) if at is None else self._journal.find(at)
+        self._check_left(count)
+        if losses.is_cpu and (self._lag is None or not policy.observes):
             self.apply()
-            self._store.update(taken.indices, losses, **observations)  # if it refuses, nothing was consumed
+            loss = as_float32(losses, "losses", tiny_is_zero=True)
+            self._store.update_rows(taken.indices, loss, "train", observations)  # if it refuses, nothing was consumed
         elif policy.observes:
             self._put(taken, losses, observations)
-        return self._take(at, len(losses), consume=True)
+        self._journal.consume(taken)
+        return taken
 
     def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
-        if losses.device.type == "cpu":  # elsewhere it would have to wait
+        if losses.is_cpu:  # elsewhere it would have to wait
             self._store.check(taken.indices, losses, **observations)
-        self._queue.append(_Update(taken.number, taken.indices, losses, observations))
-
-    def _take(self, indices: Int64 | None, count: int | None, consume: bool) -> Taken:
-        if indices is None:
-            return self._journal.take(count, consume)
-        return self._journal.find(indices, consume)
+        self._queue.append(_Update(taken.draws.number, taken.indices, losses, observations))
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""
-        at = None if indices is None else as_indices(indices)
-        self._check_left(len(self._take(at, count, consume=False).indices))
-        self._take(at, count, consume=True)
+        taken = self._journal.peek(count) if indices is None else self._journal.find(as_indices(indices))
+        self._check_left(len(taken.indices))
+        self._journal.consume(taken)
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""
         wide = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
-        if taken.weights is not None:
-            wide = wide * weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
+        weights = taken.weights
         if self._store.on_nonfinite == "raise":
-            return wide.mean()
+            if weights is None:
+                return wide.mean()
+            # One operation with a graph, where multiplying and averaging would be two.
+            shares = torch.from_numpy(weights / np.float32(len(weights)))
+            return torch.dot(wide, shares.to(device=wide.device, dtype=wide.dtype, non_blocking=True))
+        if weights is not None:
+            wide = wide * weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)
         finite = torch.isfinite(losses.detach())
         return torch.where(finite, wide, 0).sum() / finite.sum().clamp(min=1)
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio._arrays import integer, one_dimensional, to_numpy
 from fastprio._random import Rng
+from fastprio.epoch import Epoch
 from fastprio.feedback import Feedback, weights_of
-from fastprio.journal import Draws, Journal, Taken
+from fastprio.journal import Journal, Taken
 from fastprio.order import Cover, PlannedEpoch
-from fastprio.policies.base import Plan, Policy
+from fastprio.policies.base import Plan
 from fastprio.policies.given import Given
 from fastprio.store import ScoreStore
 from fastprio.tree import SCHEMES
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Float64, Int64
-
-AHEAD = 1024
-"""Without a batch size: single draws made at once. Those not yet taken are made anew when a priority changes."""
+    from fastprio._arrays import Float64, Int64
 
 
 class PrioritySampler(DistributedSampler[Any]):
@@ -95,14 +92,8 @@ class PrioritySampler(DistributedSampler[Any]):
         self.journal = Journal()
         self._num_samples, self._scheme = num_samples, scheme
         self._replicas, self._rank = num_replicas, rank
-        self._began = self._epoch_said = self._was_idle = False
-        self._iteration = self._running = self._drawn = self._number = 0
-        self._current: Draws | None = None  # single draws that a change of priorities makes stale
-        self._total = 0
-        self._mine = slice(0, None, 1)  # of every batch: this rank's, for the epoch under way
-        self._draws_itself = False  # whether the policy does
-        self._code, self._live_singles = SCHEMES["iid"], False
-        self._planned: PlannedEpoch | None = None
+        self._epoch_said = self._was_idle = False
+        self._under_way: Epoch | None = None
         self._cover = Cover(self.store)
         self._feedback = Feedback(self.store, self.journal, lag)
         self._check_scheme()
@@ -138,12 +129,13 @@ class PrioritySampler(DistributedSampler[Any]):
     @property
     def planned(self) -> int:
         """Draws of the epoch under way on this rank, after the policy's plan."""
-        return self._total // self._slice()[1] if self._began else len(self)
+        return len(self) if self._under_way is None else self._under_way.total // self._slice()[1]
 
     @property
     def plan(self) -> Plan | None:
         """The policy's plan of the epoch under way, or None if it has none."""
-        return None if self._planned is None else self._planned.plan
+        planned = None if self._under_way is None else self._under_way.planned
+        return None if planned is None else planned.plan
 
     @property
     def scheme(self) -> str:
@@ -161,26 +153,29 @@ class PrioritySampler(DistributedSampler[Any]):
         self.epoch, self._epoch_said = integer("epoch", epoch, 0, (1 << 32) - 1), True
 
     def __iter__(self) -> Iterator[int]:
-        for draws in self._iterate():
-            with contextlib.suppress(IndexError):  # how the stack says that it is empty
-                yield from draws.singly()
+        return itertools.chain.from_iterable(self._stretches())
+
+    def _stretches(self) -> Iterator[Iterator[int]]:
+        epoch = self._begin()
+        while (draws := epoch.next()) is not None:
+            yield draws.singly()
 
     # What the training loop calls.
 
     @property
     def indices(self) -> Int64:
         """int64 [n]: the examples of the batch that ``step`` is about to take (of single draws: all outstanding)."""
-        return self.journal.take(None, consume=False).indices.copy()
+        return self.journal.peek().indices.copy()
 
     @property
     def probabilities(self) -> Float64:
         """float64 [n]: with which probability each of them was drawn."""
-        return self.journal.take(None, consume=False).probabilities.copy()
+        return self.journal.peek().probabilities.copy()
 
     @property
     def weights(self) -> torch.Tensor:
         """float32 [n]: their importance weights, a copy."""
-        return weights_of(self.journal.take(None, consume=False))
+        return weights_of(self.journal.peek())
 
     def step(self, losses: torch.Tensor, *, indices: Any = None, **observations: Any) -> torch.Tensor:
         """Records a batch's losses and returns mean(weight * loss), with its graph.
@@ -258,12 +253,14 @@ class PrioritySampler(DistributedSampler[Any]):
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"
             )
 
-    def _begin(self) -> int:
-        store, policy = self.store, self.store.policy
+    def _begin(self) -> Epoch:
+        """The next epoch, begun: the epoch's number is fixed here, at an iteration's first draw."""
+        with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
+            return self._begin_locked()
+
+    def _begin_locked(self) -> Epoch:
+        store, policy, last = self.store, self.store.policy, self._under_way
         rank, replicas = self._slice()
-        self._mine = slice(rank, None, replicas)
-        self._draws_itself = type(policy).draw is not Policy.draw
-        self._code, self._live_singles = SCHEMES[self.scheme], self.scheme == "iid" and self.batch_size is None
         self._check_scheme()
         if replicas > 1 and policy.observes:
             raise ValueError(
@@ -280,140 +277,51 @@ class PrioritySampler(DistributedSampler[Any]):
         ahead, batch = self.lookahead, self.batch_size
         self._feedback.begin_epoch(None if ahead is None or batch is None else ahead * batch)
         unconsumed = self.journal.oldest()
-        idle = self._began and not self.journal.consumed_batches
+        idle = last is not None and not self.journal.consumed_batches
         if unconsumed is not None and unconsumed.cover is not None and not (idle and self._was_idle):
             # A loop that broke off, or only looked at a batch: covering goes on after what was consumed, however far
             # the loader had read ahead. But not twice in a row without progress, or one batch could block it for ever.
             self._cover.go_back(unconsumed.cover)
         self._was_idle = idle
-        self._iteration += 1
-        if self._began and not self._epoch_said:
-            self.epoch += 1
-        self._began, self._epoch_said, self._running = True, False, self.epoch
-        self.journal.clear()
-        self._drawn = self._number = 0
-        self._current = None
+        if last is not None:
+            last.over = True
+            self.epoch += 0 if self._epoch_said else 1
+        self._epoch_said = False
+        self.journal.begin_epoch(whole=batch is not None)
         store.seed = self.seed
-        store.begin_epoch(self._running)
+        store.begin_epoch(self.epoch)
         if store.tree.refit_gain(least=8):
             store.tree.refit()
-        plan = policy.plan(store, store.clock, Rng(self.seed, self._running, 0, "plan"))
-        self._total = len(self) * replicas
-        self._planned = None
+        plan = policy.plan(store, store.clock, Rng(self.seed, self.epoch, 0, "plan"))
+        planned, total = None, len(self) * replicas
         if plan is not None:
-            self._planned = PlannedEpoch(plan, len(store), self.seed, self._running)
-            total = self._planned.chosen
+            planned = PlannedEpoch(plan, len(store), self.seed, self.epoch)
+            total = planned.chosen
             if self._num_samples is not None:  # a plan without codes has no end of its own
                 total = self._num_samples if plan.codes is None else min(total, self._num_samples)
-            self._total = (total // replicas if self.drop_last else -(-total // replicas)) * replicas
+            total = (total // replicas if self.drop_last else -(-total // replicas)) * replicas
         elif policy.observes:
             # Without replacement everything comes once anyway, and what was covered would come twice.
             self._cover.begin_epoch(self.seed, self.cover_first and self.scheme != "epoch")
-        return self._iteration
-
-    def _iterate(self, drop_partial: bool = False) -> Iterator[Draws]:
-        with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
-            iteration = self._begin()
-        while (draws := self._next(iteration, drop_partial)) is not None:
-            yield draws
-
-    def _next(self, iteration: int, drop_partial: bool) -> Draws | None:
-        with self.store.lock:
-            if iteration != self._iteration:
-                raise RuntimeError("a newer iteration of this sampler has begun; two loaders cannot share one sampler")
-            count = self._count()
-            if count <= 0 or (drop_partial and self.batch_size is not None and count < self.batch_size):
-                return None
-            self._apply_for_draw()
-            if self.store.epochs is not None:
-                self.store.set_progress(self._drawn / self._total)
-            cover = self._cover.state if self._cover.under_way else None
-            indices, probabilities, weights, live = self._draw(count)
-            draws = Draws(
-                self._number,
-                self._drawn,
-                indices,
-                probabilities,
-                weights,
-                mine=self._mine,
-                whole=self.batch_size is not None,
-                cover=cover,
-            )
-            self._current = draws if live and self._live_singles else None
-            self._drawn += len(indices)
-            self._number += 1
-            self.journal.append(draws)
-            return draws
-
-    def _count(self) -> int:
-        left = self._total - self._drawn
-        if self.batch_size is not None:
-            return min(self.batch_size, left)
-        if self._cover.under_way:
-            return min(64, left)
-        ahead = (self._live_singles and not self._draws_itself) or not self.store.policy.observes
-        return min(AHEAD - AHEAD % self._mine.step if ahead else 1, left)
-
-    def _draw(self, count: int) -> tuple[Int64, Float64, Float32 | None, bool]:
-        """Indices, probabilities, weights, and whether all of them come from the priorities as they are now."""
-        store = self.store
-        if self._planned is not None:
-            indices = self._planned.take(count)
-            probabilities = np.full(count, 1.0 / self._planned.chosen)
-            weights = store.policy.weights(store.columns, indices, probabilities, store.clock)
-            return indices, probabilities, _times(weights, self._planned.weights(indices)), False
-        if not self._cover.under_way or len(covered := self._cover.take(count)) == 0:
-            return *self._draw_by_priority(count, self._drawn), True
-        probabilities = np.full(len(covered), 1.0 / len(store))
-        rest = count - len(covered)
-        if rest == 0 or self.batch_size is None:
-            return covered, probabilities, None, False
-        if self.scheme == "unique":
-            drawn, of_drawn = self._others_of_group(covered, rest)
-            return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), None, False
-        drawn, of_drawn, weights = self._draw_by_priority(rest, self._drawn + len(covered))
-        if weights is not None:
-            weights = np.concatenate([np.ones(len(covered), np.float32), weights])
-        return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights, False
-
-    def _others_of_group(self, covered: Int64, count: int) -> tuple[Int64, Float64]:
-        """Scheme "unique", where covering ends inside a batch: of a whole group, ``count`` that are not covered."""
-        drawn, probabilities, _ = self._draw_by_priority(count + len(covered), self._drawn)
-        others = np.flatnonzero(~np.isin(drawn, covered))[:count]
-        return drawn[others], probabilities[others]
-
-    def _draw_by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
-        store, policy = self.store, self.store.policy
-        drawn = None
-        if self._draws_itself:
-            drawn = policy.draw(store, count, store.clock, Rng(self.seed, self._running, offset, "draw"))
-        if drawn is None:
-            group = self.batch_size or 1  # of no meaning to the schemes of single draws
-            drawn = store.tree.sample_checked(count, self.seed, self._running, offset, self._code, group)
-        return *drawn, policy.weights(store.columns, *drawn, store.clock)
-
-    # Losses on their way to the store.
-
-    def _apply_for_draw(self) -> None:
-        if self.lag is None:
-            self._feedback.apply()
-            return
-        stepped = self.journal.consumed_batches
-        if self.store.policy.observes and stepped < self._number - self.lag:
-            raise RuntimeError(
-                f"lag = {self.lag}: batch {self._number} is drawn when only {stepped} batches were stepped or skipped; "
-                f"pass as lag what the loader reads ahead, num_workers * prefetch_factor (here at least "
-                f"{self._number - stepped}), and call step(losses) or skip() once for every batch"
-            )
-        self._feedback.apply(self._number - 1 - self.lag)
+        self._under_way = Epoch(
+            store,
+            self.journal,
+            self._feedback,
+            self._cover,
+            planned,
+            number=self.epoch,
+            seed=self.seed,
+            total=total,
+            scheme=self.scheme,
+            batch_size=batch,
+            lag=self.lag,
+            mine=slice(rank, None, replicas) if replicas > 1 else None,
+        )
+        return self._under_way
 
     def _priorities_changed(self) -> None:
-        if self._current is None:
-            return
-        with self.store.lock:
-            if self._current is not None:
-                self._drawn = self._current.first + self.journal.cut(self._current)
-                self._current = None
+        if self._under_way is not None:
+            self._under_way.priorities_changed()
 
 
 class PriorityBatchSampler(Sampler[list[int]]):
@@ -444,8 +352,9 @@ class PriorityBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         sampler = self.sampler
         sampler.batch_size = self.batch_size * sampler._slice()[1]
-        for draws in sampler._iterate(self.drop_last):
-            yield draws.listed()
+        epoch = sampler._begin()
+        while (draws := epoch.next(self.drop_last)) is not None:
+            yield draws.my_indices.tolist()
 
     def __len__(self) -> int:
         n = len(self.sampler)
@@ -461,13 +370,6 @@ def slice_of_batch() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _times(first: Float32 | None, second: Float32 | None) -> Float32 | None:
-    """The product of weights, None being all one."""
-    if first is None or second is None:
-        return second if first is None else first
-    return first * second
 
 
 def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from fastprio import _file
 from fastprio._arrays import as_float32, as_indices, integer, to_numpy
-from fastprio._kernels import OK, first_bad_row, set_bits
+from fastprio._kernels import any_bad, mark
 from fastprio._locks import fork_safe_lock
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
@@ -154,7 +154,12 @@ class ScoreStore:
 
         Cost: O(n log size).
         """
-        at, obs, skipped = self._checked(indices, losses, origin, observations)
+        loss = as_float32(losses, "losses", tiny_is_zero=True)
+        self.update_rows(as_indices(indices), loss, origin, observations)
+
+    def update_rows(self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]) -> None:
+        """``update`` for a caller that has arrays already, such as a sampler in every step."""
+        at, obs, skipped = self._checked(at, loss, origin, observations)
         with self.lock:
             self._observe(at, obs)
             self.skipped_nonfinite += skipped
@@ -162,46 +167,69 @@ class ScoreStore:
 
     def check(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
         """Raises what ``update`` would raise, and does nothing else."""
-        self._checked(indices, losses, origin, observations)
+        self._checked(as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True), origin, observations)
 
     def _checked(
-        self, indices: Any, losses: Any, origin: str, observations: Mapping[str, Any]
+        self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]
     ) -> tuple[Int64, Observation, int]:
-        """The rows as arrays, without those that are skipped, and how many those were."""
-        at, loss = as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True)
-        others = self._others(observations, at.size)
+        """The rows without those that are skipped, and how many those were."""
+        size = len(self.tree)
+        others = self._others(observations, at.size) if observations or self.policy.requires else {}
         if origin not in ORIGINS:
             raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
         if loss.size != at.size:
             raise ValueError(f"losses: expected {at.size} of them, one for each index, got {loss.size}")
-        kind, row = first_bad_row(at, loss, len(self))
+        least = self.policy.least_loss if origin != "reference" else -np.inf
         skipped = 0
-        if kind != OK:
-            bad = (at < 0) | (at >= len(self))
-            if bad.any():
-                row = int(bad.argmax())
-                raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
-            if self.on_nonfinite == "raise":
-                raise ValueError(
-                    f"losses[{row}] = {loss[row]}: expected finite losses; skip() passes over the batch, and "
-                    "on_nonfinite='skip' leaves such rows out and counts them"
-                )
-            good = np.isfinite(loss)
+        if any_bad(at, loss, size, least):
+            good = self._refuse_or_skip(at, loss, least)
             skipped = int((~good).sum())
             at, loss, others = at[good], loss[good], {name: value[good] for name, value in others.items()}
         obs = Observation(loss, origin, others)
         self.policy.check(obs)
         return at, obs, skipped
 
+    def _refuse_or_skip(self, at: Int64, loss: Float32, least: float) -> Any:
+        """Which rows to keep, bool [n]. Raises where a row is bad in another way than one that is to be skipped."""
+        inside, finite = (at >= 0) & (at < len(self)), np.isfinite(loss)
+        if not inside.all():
+            row = int(inside.argmin())
+            raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
+        if self.on_nonfinite == "raise" and not finite.all():
+            row = int(finite.argmin())
+            raise ValueError(
+                f"losses[{row}] = {loss[row]}: expected finite losses; skip() passes over the batch, and "
+                "on_nonfinite='skip' leaves such rows out and counts them"
+            )
+        small = finite & (loss < least)
+        if small.any():
+            row = int(small.argmax())
+            raise ValueError(f"losses[{row}] = {loss[row]}: policy {self.policy.name!r} expects losses >= {least:g}")
+        return finite
+
     def _observe(self, at: Any, obs: Observation) -> None:
+        if self.policy.infallible:
+            priorities = self._let_policy_observe(at, obs)
+            if priorities is not None:
+                self.tree.update_checked(at, priorities)
+        else:
+            self._observe_or_undo(at, obs)
+        if obs.origin != "reference":
+            mark(self._columns["seen"], self._fresh, at)
+        self.clock.step += 1
+
+    def _let_policy_observe(self, at: Any, obs: Observation) -> Any:
+        rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
+        return self.policy.observe(self._columns, at, obs, self.clock, rng)
+
+    def _observe_or_undo(self, at: Any, obs: Observation) -> None:
         # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
         rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
         rows["seen"] = at >> 3
         before = {name: self._columns[name][row] for name, row in rows.items()}
         state = {name: copy.deepcopy(value) for name, value in self.policy.state.items() if _small(value)}
         try:
-            rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
-            priorities = self.policy.observe(self._columns, at, obs, self.clock, rng)
+            priorities = self._let_policy_observe(at, obs)
             if priorities is not None:
                 self._set_observed(at, priorities)
         except BaseException:
@@ -211,10 +239,6 @@ class ScoreStore:
                 del self.policy.state[name]
             self.policy.state.update(state)
             raise
-        if obs.origin != "reference":
-            set_bits(self._columns["seen"], at)
-            set_bits(self._fresh, at)
-        self.clock.step += 1
 
     def _set_observed(self, at: Int64, priorities: Any) -> None:
         try:
@@ -463,8 +487,8 @@ class ScoreStore:
     def _warm_up(self) -> None:
         # Compiles the policy's loops now, on no rows, and not in the first step of training.
         none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
-        first_bad_row(np.empty(0, np.int64), none.loss, len(self))
-        set_bits(self._fresh, np.empty(0, np.int64))
+        any_bad(np.empty(0, np.int64), none.loss, len(self), -np.inf)
+        mark(self._columns["seen"], self._fresh, np.empty(0, np.int64))
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()

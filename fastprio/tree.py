@@ -15,7 +15,8 @@ from fastprio._locks import fork_safe_lock
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
-SCHEMES = {name: getattr(_core.Scheme, name) for name in ("iid", "stratified", "systematic", "unique", "epoch")}
+SCHEMES: dict[str, int] = _core.SCHEMES
+MOST, MOST_SEED, MOST_EPOCH, MOST_GROUP = (1 << 62) - 1, (1 << 64) - 1, (1 << 32) - 1, 1 << 31
 FLOAT32_MAX = 3.4028234663852886e38
 
 
@@ -97,7 +98,10 @@ class SumTree:
 
         Cost: O(n log size); a new largest priority may rebuild the sums, O(size).
         """
-        at, values = as_indices(indices), as_float32(priorities, "priorities")
+        self.update_checked(as_indices(indices), as_float32(priorities, "priorities"))
+
+    def update_checked(self, at: Int64, values: Float32) -> None:
+        """``update`` for a caller that has arrays of the right kind already, such as a store in every step."""
         with self._lock:
             self._core.update(at, values)
 
@@ -275,35 +279,31 @@ class SumTree:
         code = SCHEMES.get(scheme)
         if code is None:
             raise ValueError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}")
-        count, offset = integer("count", count, 0, (1 << 62) - 1), integer("offset", offset, 0, (1 << 62) - 1)
-        seed, epoch = integer("seed", seed, 0, (1 << 64) - 1), integer("epoch", epoch, 0, (1 << 32) - 1)
-        if group is None:  # of no meaning to iid and epoch
-            group = 1 if scheme in ("iid", "epoch") else max(count, 1)
-        group = integer("group", group, 1, 1 << 31)
-        if out is not None:
-            _check_out(out, count)
-        return self.sample_checked(count, seed, epoch, offset, code, group, out)
+        count, offset = integer("count", count, 0, MOST), integer("offset", offset, 0, MOST)
+        seed, epoch = integer("seed", seed, 0, MOST_SEED), integer("epoch", epoch, 0, MOST_EPOCH)
+        if group is not None:
+            group = integer("group", group, 1, MOST_GROUP)
+        elif scheme in ("iid", "epoch") or count == 0:  # of no meaning
+            group = 1
+        else:
+            group = count
+        if out is None:
+            return self.sample_checked(count, seed, epoch, offset, code, group)
+        indices, probabilities = out
+        if len(indices) != count or len(probabilities) != count:
+            raise ValueError(f"out: expected two arrays of {count}, got {len(indices)} and {len(probabilities)}")
+        try:
+            with self._lock:
+                self._core.sample(seed, epoch, offset, code, group, indices, probabilities)
+        except TypeError as error:  # all else has been checked
+            raise TypeError("out: expected contiguous one-dimensional numpy arrays, int64 and float64") from error
+        return out
 
     def sample_checked(
-        self,
-        count: int,
-        seed: int,
-        epoch: int,
-        offset: int,
-        scheme: _core.Scheme,
-        group: int,
-        out: tuple[Int64, Float64] | None = None,
+        self, count: int, seed: int, epoch: int, offset: int, scheme: int, group: int
     ) -> tuple[Int64, Float64]:
         """``sample`` for a caller that has checked the arguments already, such as a sampler on every batch."""
-        indices, probabilities = (np.empty(count, np.int64), np.empty(count, np.float64)) if out is None else out
+        indices, probabilities = np.empty(count, np.int64), np.empty(count, np.float64)
         with self._lock:
             self._core.sample(seed, epoch, offset, scheme, group, indices, probabilities)
         return indices, probabilities
-
-
-def _check_out(out: tuple[Int64, Float64], count: int) -> None:
-    for array, dtype in zip(out, (np.int64, np.float64), strict=True):
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.flags.c_contiguous:
-            raise TypeError("out: expected contiguous numpy arrays, int64 and float64")
-        if array.shape != (count,):
-            raise ValueError(f"out: expected two arrays of {count}, got shape {array.shape}")

@@ -1,4 +1,4 @@
-"""The command line: data files are checked, the demo and the bench leave what they say, and errors are one line."""
+"""The command line: data files are checked, the demo leaves what it says, and errors are one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import fastprio
-from fastprio.bench import throughput
 from fastprio.cli import main
 from fastprio.study import data, demo
 from fastprio.study.models import SmallCNN, evaluate
@@ -151,7 +150,7 @@ def test_the_demo_compares_equal_work_and_leaves_its_files(tmp_path: Path, capsy
         for count in ("batches", "forwards", "backprops"):
             assert a[count] == b[count]
         assert 0 <= a["test_accuracy"] <= 1
-        assert 0 < b["draw_seconds"] + b["record_seconds"] < b["train_seconds"]
+        assert 0 < b["draw_seconds"] + b["reduce_seconds"] < b["train_seconds"]
     assert uniform[-1]["backprops"] == 600
     assert all(done["store"]["coverage"] == 1 for done in prioritized)
     assert prioritized[0]["priorities"] != prioritized[-1]["priorities"]
@@ -243,40 +242,12 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(
     assert line == f"fastprio demo: {package} is missing: pip install 'fastprio[study]'"
 
 
-# The bench, and the rest.
+# The rest.
 
 
-def test_the_bench_writes_every_turn_of_every_contender(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "bench.json"
-    assert main(["bench", "--n", "300,1e3", "--batch", "64", "--repeats", "2", "--json", str(path)]) == 0
-    result = json.loads(path.read_text())
-    assert list(result["results"]) == ["300", "1000"]
-    for found in result["results"].values():
-        assert list(found) == list(throughput.CONTENDERS)
-        assert found["uniform"]["ratio"] == 1
-        for contender in found.values():
-            assert len(contender["repeats"]) == 2
-            assert min(contender["repeats"]) > 0
-    assert result["closing"] in capsys.readouterr().out
-    assert {"machine", "versions", "date", "command"} <= set(result)
-
-
-def test_the_bench_needs_no_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hide(monkeypatch, "rich")
-    throughput.show({1000: throughput.summary({"uniform": [2.0, 4.0], "draw": [1.0, 1.0]})})
-    out = capsys.readouterr().out
-    assert "3.0 (1.00x)" in out
-    assert "1.0 (0.38x)" in out
-
-
-def test_the_bench_says_at_once_that_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--json", str(tmp_path / "no" / "file.json")]) == 2
-    assert "cannot be written" in only_line(capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("words", [["bench", "--n", "many"], ["bench", "--repeats", "0"], ["nonsense"], []])
+@pytest.mark.parametrize(
+    "words", [["bench", "--n", "many"], ["bench", "--repeats", "0"], ["bench", "--peers", "x"], ["nonsense"], []]
+)
 def test_arguments_that_make_no_sense_end_with_status_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)

@@ -33,7 +33,7 @@ def test_an_epoch_begun_while_a_thread_still_draws_for_the_last_one_starts_with_
             first = next(newer)  # the thread goes on with the older one meanwhile
             oldest = sampler.journal.oldest()
             assert oldest.first == 0
-            assert oldest.listed() == first
+            assert oldest.my_indices.tolist() == first
             current[0] = newer
     finally:
         stop.set()

@@ -393,3 +393,43 @@ def test_a_policy_that_fails_after_adding_to_its_state_leaves_nothing_behind():
     with pytest.raises(RuntimeError, match="midway"):
         store.update([1], [1.0])
     assert state_of(store) == before
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 50.0])
+@pytest.mark.parametrize(("eps", "ema"), [(0.0, 0.0), (1e-6, 0.9), (1e300, 0.5)])
+def test_losspower_keeps_its_promise_never_to_fail(alpha, eps, ema):
+    # The store makes no copies to go back to, so every loss that passes the checks must give a valid priority.
+    store = ScoreStore(1000, LossPower(alpha, eps=eps, ema=ema))
+    assert store.policy.infallible
+    rng = generator(30)
+    for _ in range(volume(20)):
+        losses = rng.integers(0, 0x7F800000, 300).astype(np.uint32).view(np.float32)
+        losses[:3] = [0.0, np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal]
+        store.update(rng.integers(0, 1000, 300), losses)
+        assert np.isfinite(store.priorities).all()
+        assert (store.priorities >= 0).all()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_losses_below_a_policys_least_are_refused_by_place_and_change_nothing(on_nonfinite):
+    class AtLeast(Policy):
+        columns = {"loss": "float32"}  # noqa: RUF012
+        least_loss = -2.0
+        name = "at least"
+
+        def observe(self, columns, indices, obs, clock, rng):
+            columns["loss"][indices] = obs.loss
+            return None
+
+    store = ScoreStore(10, AtLeast(), on_nonfinite=on_nonfinite)
+    store.update([1, 2], [-2.0, 5.0])
+    before = store.column("loss").copy()
+    with pytest.raises(ValueError, match=r"losses\[1\] = -2.5: policy 'at least' expects losses >= -2"):
+        store.update([3, 4, 5], [0.0, -2.5, -3.0])
+    if on_nonfinite == "skip":
+        with pytest.raises(ValueError, match=r"losses\[2\] = -3.0: policy"):
+            store.update([3, 4, 5], [0.0, np.nan, -3.0])
+        assert store.skipped_nonfinite == 0
+    np.testing.assert_array_equal(store.column("loss"), before)
+    store.update([3], [-3.0], origin="reference")  # another model's losses are not this policy's
+    assert store.clock.step == 2

@@ -6,7 +6,7 @@ import torch
 from loader_helpers import Correct, Raw, build, loss_of, run_but
 from torch.utils.data import BatchSampler
 
-from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, SumTree
+from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, SumTree, journal
 from fastprio.policies import LossPower
 
 
@@ -307,3 +307,23 @@ def test_a_policy_without_weights_has_weight_one():
     assert torch.equal(sampler.weights, torch.ones(8))
     losses = loss_of(batch)
     assert torch.equal(sampler.step(losses), losses.mean())
+
+
+def test_a_loop_that_never_steps_keeps_so_many_draws_and_no_more(monkeypatch):
+    monkeypatch.setattr(journal, "DEPTH", 1000)
+    monkeypatch.setattr(journal, "BATCHES", 90)
+    sampler = PrioritySampler(ScoreStore(100_000), batch_size=10)
+    batches = iter(PriorityBatchSampler(sampler, 10))
+    for _ in range(100):
+        next(batches)
+    assert sampler.journal.outstanding == 1000
+    assert len(sampler.indices) == 10  # the first batch: nothing is forgotten yet
+    for _ in range(50):
+        next(batches)
+    assert sampler.journal.outstanding == 1000
+    with pytest.raises(RuntimeError, match="more than 1000 draws, and 90 batches of them, were issued"):
+        sampler.step(torch.ones(10))
+    assert not sampler.store.seen().any()
+    next(iter(PriorityBatchSampler(sampler, 10)))  # the next epoch begins afresh
+    sampler.step(torch.ones(10))
+    assert sampler.store.seen().sum() == 10

@@ -83,6 +83,11 @@ class Policy:
     """Names of observations that step() and update() must be given beside the loss."""
     needs_epochs: bool = False
     """Whether ``progress`` is needed, so that a store without ``epochs=`` is an error."""
+    least_loss: float = -np.inf
+    """Losses below this are refused (a reference model's excepted)."""
+    infallible: bool = False
+    """Promises that ``observe`` never raises on what has passed ``check`` and returns valid priorities. The store
+    then spares the copies from which it would undo a failed call."""
 
     state: dict[str, Any]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio._kernels import get_bit, kernel, power, set_bits
+from fastprio._kernels import get_bit, kernel, mark, power
 from fastprio.policies.base import Clock, Columns, Observation, Policy, linear, positive_finite, register
 
 if TYPE_CHECKING:
@@ -16,31 +16,43 @@ if TYPE_CHECKING:
 LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38  # of float32
 
 
+# Results are written into arrays that the caller makes: handing one back costs a compiled loop more than all its work.
+
+
 @kernel
 def _observe(
-    column: Float32, seen: Uint8, indices: Int64, loss: Float32, alpha: float, eps: float, ema: float, largest: Float64
-) -> Float32:
-    priorities = np.empty(indices.size, np.float32)
+    column: Float32,
+    seen: Uint8,
+    indices: Int64,
+    loss: Float32,
+    alpha: float,
+    eps: float,
+    ema: float,
+    largest: Float64,
+    priorities: Float32,
+) -> None:
+    raw = np.empty(indices.size, np.float64)
+    top = largest[0]
     for j in range(indices.size):
         i = indices[j]
         value = np.float64(loss[j])
-        if ema > 0.0 and get_bit(seen, i):
-            value = ema * np.float64(column[i]) + (1.0 - ema) * value
-        set_bits(seen, indices[j : j + 1])
+        if ema > 0.0:
+            if get_bit(seen, i):
+                value = ema * np.float64(column[i]) + (1.0 - ema) * value
+            mark(seen, seen, indices[j : j + 1])  # a later row may be of the same example
         column[i] = np.float32(value)
-        raw = np.float64(column[i]) + eps
-        largest[0] = max(largest[0], raw)
+        raw[j] = np.float64(column[i]) + eps
+        top = max(top, raw[j])
+    largest[0] = top
+    for j in range(indices.size):  # a loop of its own: it becomes vector code
         # Whatever is above zero stays drawable, and finite.
-        priorities[j] = np.float32(min(max(power(raw, alpha), LEAST if raw > 0.0 else 0.0), MOST))
-    return priorities
+        priorities[j] = np.float32(min(max(power(raw[j], alpha), LEAST if raw[j] > 0.0 else 0.0), MOST))
 
 
 @kernel
-def _weights(probabilities: Float64, size: int, beta: float) -> Float32:
-    weights = np.empty(probabilities.size, np.float32)
+def _weights(probabilities: Float64, size: int, beta: float, weights: Float32) -> None:
     for j in range(probabilities.size):
         weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
-    return weights
 
 
 @register("loss")
@@ -66,6 +78,8 @@ class LossPower(Policy):
     """
 
     columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
+    least_loss = 0.0
+    infallible = True
 
     def __init__(
         self,
@@ -90,19 +104,23 @@ class LossPower(Policy):
         """With any beta above zero."""
         return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
 
-    def check(self, obs: Observation) -> None:
-        """Losses are >= 0."""
-        if obs.origin != "reference" and obs.loss.size and obs.loss.min() < 0:
-            at = int((obs.loss < 0).argmax())
-            raise ValueError(f"losses[{at}] = {obs.loss[at]}: policy 'loss' expects losses >= 0")
-
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the loss (or its moving average) and returns its power."""
         if obs.origin == "reference":
             return None
-        return _observe(
-            columns["loss"], columns["seen"], indices, obs.loss, self.alpha, self.eps, self.ema, self.state["largest"]
+        priorities = np.empty(indices.size, np.float32)
+        _observe(
+            columns["loss"],
+            columns["seen"],
+            indices,
+            obs.loss,
+            self.alpha,
+            self.eps,
+            self.ema,
+            self.state["largest"],
+            priorities,
         )
+        return priorities
 
     def unseen(self) -> float:
         """The largest priority so far, in today's units."""
@@ -113,5 +131,6 @@ class LossPower(Policy):
         beta = linear(self.beta, clock.progress)
         if beta == 0:
             return None
-        weights = _weights(probabilities, columns["loss"].size, beta)
+        weights = np.empty(probabilities.size, np.float32)
+        _weights(probabilities, columns["loss"].size, beta, weights)
         return weights / weights.max() if self.max_normalize and weights.size else weights

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastprio
+from fastprio.bench.training import Choosing
 from fastprio.study import report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
 from fastprio.study.models import SmallCNN, evaluate
@@ -124,32 +125,6 @@ def configure(args: argparse.Namespace) -> Config:
 
 
 @dataclass
-class Choosing:
-    """A batch sampler whose work is on the clock: iterates like ``batches`` and adds up the seconds that it took."""
-
-    batches: Any
-    seconds: float = 0.0
-    count: int = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        clock = time.perf_counter
-        begin = clock()
-        source = iter(self.batches)
-        self.seconds += clock() - begin
-        while True:
-            begin = clock()
-            indices = next(source, None)
-            self.seconds += clock() - begin
-            if indices is None:
-                return
-            self.count += 1
-            yield indices
-
-
-@dataclass
 class Arm:
     """One of the two runs: its model and optimiser, its batches, and what was measured epoch by epoch.
 
@@ -165,19 +140,19 @@ class Arm:
     sampler: fastprio.PrioritySampler | None = None
     store: fastprio.ScoreStore | None = None
     train_seconds: float = 0.0
-    record_seconds: float = 0.0
+    reduce_seconds: float = 0.0
     forwards: int = 0
     backprops: int = 0
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     def mean(self, losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The scalar to minimise: the mean of losses float32 [B], weighted and recorded if this arm has priorities."""
-        if self.sampler is None:
-            return losses.mean()
         begin = time.perf_counter()
-        observed = observations(self.store, losses, logits, labels)
-        loss = self.sampler.step(losses, **observed)
-        self.record_seconds += time.perf_counter() - begin
+        if self.sampler is None:
+            loss = losses.mean()
+        else:
+            loss = self.sampler.step(losses, **observations(self.store, losses, logits, labels))
+        self.reduce_seconds += time.perf_counter() - begin
         return loss
 
 
@@ -255,7 +230,7 @@ def finish_epoch(arm: Arm, data: Data) -> dict[str, Any]:
         "train_seconds": arm.train_seconds,
         "evaluation_seconds": time.perf_counter() - begin,
         "draw_seconds": arm.choosing.seconds,
-        "record_seconds": arm.record_seconds,
+        "reduce_seconds": arm.reduce_seconds,
         "batches": arm.choosing.count,
         "forwards": arm.forwards,
         "backprops": arm.backprops,

@@ -115,7 +115,7 @@ def rows(curves: dict[str, Epochs]) -> list[dict[str, Any]]:
     common = min(len(epochs) for epochs in curves.values())
     for name, epochs in curves.items():
         last = epochs[common - 1]
-        choosing = last["draw_seconds"] + last["record_seconds"]
+        choosing = last["draw_seconds"] + last["reduce_seconds"]
         table.append(
             {
                 "arm": name,

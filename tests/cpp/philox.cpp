@@ -1,12 +1,14 @@
 // tests/cpp/philox.cpp: the published known answers, and every way to read words gives the same ones.
 #include "philox.h"
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "kernels.h"
 
 using namespace fastprio;
 
@@ -30,8 +32,13 @@ int main() {
     uint64_t first = random() >> random.below(64);
     if (k % 3 == 0) first = (uint64_t{1} << 33) - random.below(80);  // where the block number passes 2^32
     std::vector<uint64_t> out(random.below(150));
-    fill_words(stream, first, out.size(), out.data());
-    for (size_t j = 0; j < out.size(); ++j) CHECK(out[j] == word(stream, first + j, 0));
+    for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (!isa_available(isa)) continue;
+      use_isa(isa);
+      std::fill(out.begin(), out.end(), 0);
+      kernels().words(stream, first, out.size(), out.data());
+      for (size_t j = 0; j < out.size(); ++j) CHECK(out[j] == word(stream, first + j, 0));
+    }
     const uint32_t attempt = uint32_t(random.below(1 << 24));
     Words words(stream, first, attempt);
     CHECK(words() == word(stream, first, attempt));

@@ -183,7 +183,7 @@ def main() -> None:
     record |= {
         "threads": fastprio.get_num_threads(),
         "repeats": options.repeats,
-        "command": "python benchmarks/bench_scale.py --n " + options.n,
+        "command": f"python benchmarks/bench_scale.py --n {options.n} --repeats {options.repeats}",
         "machine": machine(),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),

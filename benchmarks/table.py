@@ -173,7 +173,50 @@ def loader() -> str:
     return markdown(rows) + f"\n\n{pairs:.0f} pairs of epochs each. " + made("loader", record)
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (reach, epochs, calls, tree, first, loader)}
+SCALE = {
+    "numpy copies as many float32, one thread": "copy",
+    "the same to a new array, once": "copy_fresh_once",
+    "fill of a new tree from an array, once": "fill_fresh_once",
+    "fill of a new tree where one has just gone, once": "fill_fresh",
+    "fill from an array": "fill_*",
+    "fill from a number": "fill_scalar_*",
+    "refit": "refit_*",
+    "find, a million at once": "find_1e6_*",
+    "sample, a million iid at once": "sample_1e6_iid_at_once_*",
+    "sample, a million stratified by 256 at once": "sample_1e6_stratified_at_once_*",
+    "sample, a million in batches of 256": "sample_1e6_in_batches",
+    "update, a million in batches of 256, once": "update_1e6_in_batches",
+    "first batch after iter(), policy 'loss', nothing scored yet, once": "first_batch_fresh",
+    "first batch after iter(), policy 'loss', every example scored, once": "first_batch_scored_once",
+    "scoring every example, a million an update, once": "update_all_once",
+    "save, once": "save",
+    "load, once": "load",
+}
+
+
+def scale() -> str:
+    """Whole-epoch work, from bench_scale.py."""
+    record = read("scale")
+    if not record:
+        return "No record yet."
+    sizes = record["sizes"]
+
+    def cell(found: Record, key: str) -> str:
+        keys = [key.replace("*", count) for count in ("one_thread", "all_threads")] if "*" in key else [key]
+        return " / ".join(span(found[key]) for key in keys)
+
+    rows = [[f"one thread / {record['threads']}", *(f"N = {float(n):,.0f}" for n in sizes)]]
+    rows += [[what, *(cell(found, key) for found in sizes.values())] for what, key in SCALE.items()]
+    rows.append(["a bare random read, ns", *(number(found["random_read_ns"]) for found in sizes.values())])
+    for what, key in (("scoring and saving", "saved"), ("loading", "loaded")):
+        peaks = ((float(n), found[f"peak_bytes_an_example_{key}"]) for n, found in sizes.items())
+        rows.append([f"the most memory, {what}, GB", *(f"{n * peak / 1e9:.2f}" for n, peak in peaks)])
+    return markdown(rows) + "\n\n" + made("scale", record)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table for table in (reach, epochs, calls, tree, first, loader, scale)
+}
 
 
 def filled(text: str) -> str:

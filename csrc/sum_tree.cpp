@@ -17,12 +17,11 @@ namespace {
 
 constexpr int kRedraws = 8;  // after so many repeats in a row, "unique" computes the answer instead
 
-constexpr uint64_t kNode = kFanout * kFanout;  // leaves below a node of the lowest level
-constexpr uint64_t kPiece =
-    uint64_t{1} << 13;  // leaves that stay in a core's cache from their writing to their summing
+constexpr uint64_t kNode = kFanout * kFanout;   // leaves below a node of the lowest level
+constexpr uint64_t kPiece = uint64_t{1} << 13;  // leaves that stay in a core's cache from being written to being summed
 constexpr uint64_t kRelease = uint64_t{1} << 19;  // leaves on a huge page
 
-constexpr uint64_t kMostCut = uint64_t{1} << 22;  // draws in a group whose order several threads make at once
+constexpr uint64_t kMostCut = uint64_t{1} << 20;  // draws of a group whose order each thread may make anew: 12 MB
 
 uint64_t round_up(uint64_t n) { return (n + kFanout - 1) / kFanout * kFanout; }
 

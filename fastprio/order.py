@@ -124,8 +124,7 @@ class Cover:
             self._size, self._passes = len(self._store), 0
         few = None
         if self._store.columns["seen"].any():  # to walk past many that are seen would take long
-            unseen = np.flatnonzero(~self._store.seen())
-            few = unseen if len(unseen) < self._size // 8 else None
+            few = self._store.few_unseen(self._size // 8 - 1)
         self.walk = Walk(self._size, seed, self._passes, _core.Purpose.cover, few)
 
     def take(self, count: int) -> Int64:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MOST_EPOCH = (1 << 32) - 1
+PIECE = 1 << 20  # examples looked at together where all are; divides by 8
 ORIGINS = ("train", "score", "reference")
 
 
@@ -118,7 +119,24 @@ class ScoreStore:
     def all_seen(self) -> bool:
         """Whether every example has been scored. Cost: O(size / 8)."""
         bits, rest = self._columns["seen"], len(self) % 8
-        return bool((bits[: len(self) // 8] == 255).all() and (not rest or bits[-1] == (1 << rest) - 1))
+        return bool(bits[: len(self) // 8].min(initial=255) == 255 and (not rest or bits[-1] == (1 << rest) - 1))
+
+    def few_unseen(self, most: int) -> Int64 | None:
+        """int64 [m]: the examples never scored, in order; None if they are more than ``most``. Cost: O(size)."""
+        found: list[Int64] = []
+        for begin in range(0, len(self), PIECE):
+            found.append(self._unseen_from(begin))
+            most -= len(found[-1])
+            if most < 0:
+                return None
+        return np.concatenate(found)
+
+    def _unseen_from(self, begin: int) -> Int64:
+        """Those of [begin, begin + PIECE); begin divides by 8."""
+        bits = self._columns["seen"][begin // 8 : (begin + PIECE) // 8]
+        seen = np.unpackbits(bits, count=min(PIECE, len(self) - begin), bitorder="little")
+        unseen: Int64 = np.flatnonzero(seen == 0) + begin
+        return unseen
 
     def update(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
         """Tells the policy what was seen of some examples, and sets the priorities it returns. All or nothing.
@@ -246,15 +264,17 @@ class ScoreStore:
     def admit_unseen(self) -> None:
         """Gives every example that was never scored, and has no priority yet, the policy's one for the unseen.
 
-        Cost: O(size).
+        Cost: O(size), a few MB while it lasts.
         """
         with self.lock:
             priority = np.float32(self.policy.unseen())
             if not self._columns["seen"].any() and not self.tree.priorities.any():
                 self.tree.fill(priority)
             elif not self.all_seen():
-                waiting = np.flatnonzero(~self.seen() & (self.tree.priorities == 0))
-                self.tree.update(waiting, np.full(waiting.size, priority))
+                for begin in range(0, len(self), PIECE):
+                    unseen = self._unseen_from(begin)
+                    waiting = unseen[self.tree.priorities[unseen] == 0]
+                    self.tree.update(waiting, np.full(waiting.size, priority))
         self._changed()
 
     def begin_epoch(self, epoch: int) -> None:

@@ -35,6 +35,7 @@ class SumTree:
 
     Cost: 4.53 bytes an example, touched when first written.
     Thread safety: every method takes the tree's lock and releases the GIL inside the core.
+    Threads: calls with enough to do use up to ``fastprio.get_num_threads()``, with the same result for any number.
     """
 
     def __init__(self, size: int, *, _scale: int | None = None) -> None:
@@ -272,8 +273,8 @@ class SumTree:
             ValueError: nothing has a priority above zero, or too little of it for draws without replacement (a
                 failed call leaves the tree as it was), or an argument out of range.
 
-        Cost: O(count log size), and time and scratch memory O(group) for each group touched; unique O(group^2) at
-            worst, where most of the mass is drawn.
+        Cost: O(count log size), and time O(group) for each group touched and scratch memory O(group) a thread; unique
+            O(group^2) at worst, where most of the mass is drawn.
         """
         code = SCHEMES.get(scheme)
         if code is None:

@@ -204,6 +204,24 @@ def test_admitting_gives_the_unseen_and_only_them_the_priority_of_the_unseen(siz
     assert store.priorities.tolist() == [0.25] + [5.0] * (size - 1)
 
 
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 100, 1001])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_the_unseen_are_found_and_admitted_a_piece_at_a_time(size, share, monkeypatch):
+    monkeypatch.setattr("fastprio.store.PIECE", 16)
+    store, rng = ScoreStore(size, LossPower(alpha=1, eps=0)), generator(size)
+    scored = np.flatnonzero(rng.random(size) < share)
+    store.update(scored, np.full(scored.size, 0.5))
+    given = np.flatnonzero(rng.random(size) < 0.1)
+    store.set_priorities(given, np.full(given.size, 3.0))
+    unseen = np.flatnonzero(~store.seen())
+    np.testing.assert_array_equal(store.few_unseen(len(unseen)), unseen)
+    assert store.few_unseen(len(unseen) - 1) is None
+    expected = store.priorities.copy()
+    expected[unseen] = np.where(expected[unseen] == 0, 1, expected[unseen])
+    store.admit_unseen()
+    np.testing.assert_array_equal(store.priorities, expected)
+
+
 # state_dict.
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio import _core
-from fastprio._arrays import as_float32, as_indices, integer, one_dimensional, to_numpy
+from fastprio._arrays import INT64, as_float32, as_indices, integer, one_dimensional, to_numpy
 from fastprio._locks import fork_safe_lock
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ class SumTree:
         self, count: int, seed: int, epoch: int, offset: int, scheme: int, group: int
     ) -> tuple[Int64, Float64]:
         """``sample`` for a caller that has checked the arguments already, such as a sampler on every batch."""
-        indices, probabilities = np.empty(count, np.int64), np.empty(count, np.float64)
+        indices, probabilities = np.empty(count, INT64), np.empty(count)
         with self._lock:
             self._core.sample(seed, epoch, offset, scheme, group, indices, probabilities)
         return indices, probabilities

@@ -22,9 +22,9 @@ constexpr int kMostThreads = 1024;
 int num_threads();
 void set_num_threads(int n);  // in [1, kMostThreads]
 
-// How many items make a thread worth starting, leaves of a scan and lookups: with twice as many, two threads are a
-// fifth faster than one, or more (csrc/README.md). Tests set another number for both; 0 goes back.
-constexpr uint64_t kLeastScanned = uint64_t{1} << 18, kLeastLookedUp = uint64_t{1} << 13;
+// How many leaves of a scan, and lookups, make a thread worth starting: with twice as many, two threads are about a
+// fifth faster than one (csrc/README.md). Tests set another number for both; 0 goes back.
+constexpr uint64_t kLeastScanned = uint64_t{1} << 19, kLeastLookedUp = uint64_t{1} << 14;
 inline std::atomic<uint64_t> least_for_tests{0};
 
 inline uint64_t threads_for(uint64_t count, uint64_t least) {

@@ -18,7 +18,7 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Sets how many threads one call may use; 1 never starts any. Results are the same for every number.
 
-    Threads are started by calls with enough to do (hundreds of thousands of examples, ten thousand draws), and have
+    Threads are started by calls with enough to do (a million examples, tens of thousands of draws), and have
     ended when the call returns. A batch of a few hundred never starts one.
 
     Args:

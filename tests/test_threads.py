@@ -140,14 +140,14 @@ def test_walks_are_the_same_and_stop_at_the_same_place(count, skipped):
 
 
 def test_nothing_changes_at_the_measured_thresholds_either():
-    n = 2**19 + 17
+    n = 2**20 + 17
     p = priorities_of(n)
 
     def run():
         tree = filled(p)
-        masses = generator(5).integers(0, tree.total, 2**14 + 1)
-        draws = [tree.sample(2**14 + 1, seed=1, scheme=s, group=256) for s in ("iid", "stratified", "unique")]
-        out = np.empty(2**14 + 1, np.int64)
+        masses = generator(5).integers(0, tree.total, 2**15 + 1)
+        draws = [tree.sample(2**15 + 1, seed=1, scheme=s, group=256) for s in ("iid", "stratified", "unique")]
+        out = np.empty(2**15 + 1, np.int64)
         walked = _core.walk(n, 1, 2, _core.Purpose.plan, 3, NOTHING, out)
         return state(tree), digest(tree.find(masses), *sum(draws, ()), out), walked
 

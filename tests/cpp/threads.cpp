@@ -122,9 +122,9 @@ static void same_for_every_number() {
   }
   least_for_tests = 0;
   set_num_threads(1);
-  const auto expected = everything(600000, 1);  // mapped, and enough for threads without a test's threshold
+  const auto expected = everything(1100000, 1);  // mapped, and enough for threads without a test's threshold
   set_num_threads(8);
-  CHECK(everything(600000, 1) == expected);
+  CHECK(everything(1100000, 1) == expected);
 }
 
 static void each_item_once() {

@@ -26,7 +26,7 @@ setup(
     ext_modules=[
         Extension(
             "fastprio._core",
-            sources=[f"csrc/{name}.cpp" for name in ("bind", "sum_tree", "kernels", "threads", "nanobind")],
+            sources=[f"csrc/{name}.cpp" for name in ("bind", "sum_tree", "schemes", "kernels", "threads", "nanobind")],
             depends=[str(path) for path in Path("csrc").glob("*.h")],
             include_dirs=["csrc", *(str(NANOBIND / part) for part in ("src", "include", "ext/robin_map/include"))],
             define_macros=[] if DEBUG else [("NDEBUG", "1"), ("NB_COMPACT_ASSERTIONS", "1")],

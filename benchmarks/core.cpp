@@ -1,7 +1,7 @@
 // benchmarks/core.cpp: the tree without Python. From the repository:
 //
-//   g++ -std=c++20 -O3 -fno-strict-aliasing -ffp-contract=off -Icsrc benchmarks/core.cpp csrc/sum_tree.cpp
-//   csrc/kernels.cpp
+//   g++ -std=c++20 -O3 -fno-strict-aliasing -ffp-contract=off -Icsrc benchmarks/core.cpp
+//   csrc/sum_tree.cpp csrc/schemes.cpp csrc/kernels.cpp csrc/threads.cpp
 //   ./a.out [--isa baseline|avx2|avx512] [sizes, by default 1e6 1e7 1e8; 1e9 takes 10 GB for a moment]
 //
 // ns an index, one thread, batches of 256: a bare random read, stratified draws, find, update. Fresh places in each

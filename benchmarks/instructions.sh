@@ -7,7 +7,7 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 compiler=${CXX:-g++}
 "$compiler" -std=c++20 -O3 -g0 -fno-strict-aliasing -ffp-contract=off -Icsrc \
-  benchmarks/workload.cpp csrc/sum_tree.cpp csrc/kernels.cpp -o "$build/workload"
+  benchmarks/workload.cpp csrc/sum_tree.cpp csrc/schemes.cpp csrc/kernels.cpp csrc/threads.cpp -o "$build/workload"
 for isa in avx2 baseline; do
   for work in draws updates; do
     status=0

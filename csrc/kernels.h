@@ -44,6 +44,8 @@ struct Kernels {
   void (*deltas)(const View& tree, const uint32_t* before, const uint32_t* after, size_t count, uint64_t* deltas);
   // out[j] = word(stream, first + j, 0).
   void (*words)(const Stream& stream, uint64_t first, size_t count, uint64_t* out);
+  // The bits of the largest priority, -0.0 being 0; at least kInfinityBits if one is not valid.
+  uint32_t (*largest)(const float* priorities, size_t count);
 };
 
 const Kernels& kernels();

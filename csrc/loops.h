@@ -115,4 +115,14 @@ void words(const Stream& stream, uint64_t first, size_t count, uint64_t* out) {
   for (size_t j = 0; done < count; ++j) out[done++] = last[j];
 }
 
-constexpr Kernels table{descend, sum_leaves, add, deltas, words};
+uint32_t largest(const float* priorities, size_t count) {
+  int32_t most = 0, negative = 0;
+  for (size_t j = 0; j < count; ++j) {
+    const int32_t bits = std::bit_cast<int32_t>(priorities[j]);
+    most = std::max(most, bits);
+    negative |= bits & -(bits & 0x7FFFFFFF);  // -magnitude has the sign bit unless the magnitude is 0
+  }
+  return uint32_t(most) | (uint32_t(negative) & kNegativeZeroBits);
+}
+
+constexpr Kernels table{descend, sum_leaves, add, deltas, words, largest};

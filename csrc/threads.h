@@ -60,4 +60,12 @@ void parallel_for(uint64_t count, uint64_t least, uint64_t unit, const Work& wor
   if (failed) std::rethrow_exception(thrown);
 }
 
+// Keeps the best of what several threads find, such as the least position or the largest number.
+template <class T, class Better>
+void keep(std::atomic<T>& kept, T found, const Better& better) {
+  T before = kept;
+  while (better(found, before) && !kept.compare_exchange_weak(before, found)) {
+  }
+}
+
 }  // namespace fastprio

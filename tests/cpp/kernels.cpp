@@ -133,6 +133,26 @@ static void updates(Tree& tree, Random& random) {
   }
 }
 
+static void largests(const Tree& tree, Random& random) {
+  std::vector<uint32_t> priorities(70);
+  for (uint32_t& bits : priorities) bits = std::bit_cast<uint32_t>(tree.leaves[random.below(Tree::kLeaves)]);
+  for (const uint32_t strange :
+       {0u, kNegativeZeroBits, 0xFF800000u, 0x80000001u, kInfinityBits, 0x7FC00000u, 0xFFC00000u})
+    for (size_t count = 0; count <= priorities.size(); ++count) {
+      auto given = priorities;
+      if (count > 0) given[random.below(count)] = strange;
+      uint32_t expected = 0;
+      bool good = true;
+      for (size_t j = 0; j < count; ++j) {
+        const uint32_t bits = priority_bits(std::bit_cast<float>(given[j]));
+        good &= bits < kInfinityBits;
+        expected = bits > expected ? bits : expected;
+      }
+      const uint32_t found = kernels().largest(reinterpret_cast<const float*>(given.data()), count);
+      CHECK(good ? found == expected : found >= kInfinityBits);
+    }
+}
+
 int main() {
   for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
     if (!isa_available(isa)) continue;
@@ -147,6 +167,7 @@ int main() {
       Tree tree(random, kind);
       sums(tree);
       updates(tree, random);
+      largests(tree, random);
       descents(tree, random, 0);
       descents(tree, random, (uint64_t{1} << 63) - 1 - tree.total);
     }

@@ -13,12 +13,12 @@ fi
 if [ "${1:-}" = thread ]; then
   tests=threads.cpp
 fi
-for part in sum_tree kernels threads; do
+for part in sum_tree schemes kernels threads; do
   # shellcheck disable=SC2086  # the flags are words
   ${CXX:-g++} $flags -c "../../csrc/$part.cpp" -o "$build/$part.o"
 done
 for test in $tests; do
   # shellcheck disable=SC2086
-  ${CXX:-g++} $flags "$test" "$build/sum_tree.o" "$build/kernels.o" "$build/threads.o" -o "$build/test"
+  ${CXX:-g++} $flags "$test" "$build/sum_tree.o" "$build/schemes.o" "$build/kernels.o" "$build/threads.o" -o "$build/test"
   "$build/test"
 done

@@ -51,60 +51,71 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
+def by_size(cells: dict[str, str]) -> str:
+    """Number of examples -> what was found there, as one cell."""
+    return ", ".join(f"{cell} (N = {int(n):,})" for n, cell in cells.items())
+
+
 def reach() -> str:
-    """What the project asks of itself, each line with the record that says it."""
-    rows = [["what", "measured"]]
+    """What the project asks of itself, and what was measured."""
+    rows = [["what", "asked", "measured"]]
 
     def ratios(record: Record, name: str) -> str:
-        return ", ".join(f"{found[name]['ratio']:.2f} (N = {int(n):,})" for n, found in record["results"].items())
+        return by_size({n: f"{found[name]['ratio']:.2f}" for n, found in record["results"].items()})
 
+    if sizes := read("scale").get("sizes"):
+        for part, asked in (("sample", "20 / 30 / 45 / 80"), ("update", "25 / 35 / 55 / 100")):
+            cells = {
+                str(int(float(n))): f"{1e3 * found[f'{part}_1e6_in_batches']:.1f} beside {found['random_read_ns']:.1f}"
+                for n, found in sizes.items()
+            }
+            what = f"SumTree.{part} in batches of 256, ns an index, beside a bare random read"
+            rows.append([what, f"{asked} at 1e6 / 1e7 / 1e8 / 1e9", by_size(cells)])
+        rows.append(["fill of 1e8", "250 ms", span(sizes["1e8"]["fill_one_thread"])])
+        peak = sizes["1e9"]["peak_bytes_an_example_saved"]
+        rows.append(["1e9 examples scored and saved, memory", "9.5 GB", f"{peak:.2f} GB"])
     if bench := read("bench"):
-        calls = bench["calls"].items()
-        for part in ("sample", "update"):
-            cells = (
-                f"{number(found['tree'][part]['ns_per_index'])} beside {number(bench['limit'][n])} (N = {int(n):,})"
-                for n, found in calls
-            )
-            what = {"sample": "SumTree.sample into arrays", "update": "SumTree.update"}[part]
-            rows.append([f"{what}, ns an index beside a bare random read", ", ".join(cells)])
         fixed = bench["fixed_call_ns"]
-        rows.append(["fixed cost of a call, sample / update", f"{fixed['sample']:.0f} / {fixed['update']:.0f} ns"])
-        for name, what in (
-            (
-                "draw+update",
-                "an epoch of lists drawn and the tree updated for every batch, over torch's uniform epoch",
-            ),
-            ("draw+store", "the same with ScoreStore.update, policy 'loss'"),
-            ("draw+record", "the same through the journal, sampler.record"),
-            ("single", "PrioritySampler one int at a time behind torch's BatchSampler, over torch's uniform epoch"),
-        ):
-            rows.append([what, ratios(bench, name)])
-        held = bench["bytes_an_example"]
-        rows.append(["bytes an example, tree / store of policy 'loss'", f"{held['tree']:.2f} / {held['store']:.2f}"])
-    if bench := read("bench32"):
         rows.append(
-            [
-                "an epoch drawn, the tree updated, in batches of 32, over torch's uniform epoch",
-                ratios(bench, "draw+update"),
-            ]
+            ["fixed cost of a call, sample / update", "800 ns", "{sample:.0f} / {update:.0f} ns".format(**fixed)]
         )
+        for name, what, asked in (
+            ("draw+update", "lists drawn and the tree updated for every batch", "0.75 / 0.6 / 0.6 at 1e5 / 1e6 / 1e7"),
+            ("draw+store", "the same with ScoreStore.update, policy 'loss'", "1.0"),
+            ("draw+record", "the same through the journal, sampler.record", ""),
+            ("single", "PrioritySampler one int at a time behind torch's BatchSampler", "0.8 at 1e6"),
+        ):
+            rows.append([f"an epoch over torch's uniform one: {what}", asked, ratios(bench, name)])
+        held = bench["bytes_an_example"]
+        rows.append(
+            ["bytes an example, tree / store of policy 'loss'", "6 / ", "{tree:.2f} / {store:.2f}".format(**held)]
+        )
+    if bench := read("bench32"):
+        what = "an epoch over torch's uniform one: lists drawn, the tree updated, in batches of 32"
+        rows.append([what, "1.5", ratios(bench, "draw+update")])
     for (state, n), entry in tests(read("sampler"), r"test_first_batch\[(\w+)-N(\d+)\]").items():
-        rows.append([f"first batch after iter(), N = {int(n):,}, {state} store", span(entry["seconds"]["median"])])
+        asked = "50 ms" if n == str(10**8) else ""
+        rows.append(
+            [f"first batch after iter(), N = {int(n):,}, {state} store", asked, span(entry["seconds"]["median"])]
+        )
     for (setting,), entry in tests(read("loader"), r"test_prioritized_training_beside_uniform\[(\w+)\]").items():
         low, high = entry["interval"]
-        rows.append(
-            [
-                f"training, {setting}: sampler and store, share of the main thread's time",
-                percent(entry["choosing_share"]["prioritized"]),
-            ]
-        )
-        rows.append(
-            [
-                f"training, {setting}: prioritized over uniform epoch",
-                f"{entry['ratio']:.3f} ({low:.3f} to {high:.3f}, {len(entry['pairs'])} pairs)",
-            ]
-        )
+        share = percent(entry["choosing_share"]["prioritized"])
+        ratio = f"{entry['ratio']:.3f} ({low:.3f} to {high:.3f}, {len(entry['pairs'])} pairs)"
+        rows.append([f"training, {setting}: sampler and store, share of the main thread's time", "1 %", share])
+        rows.append([f"training, {setting}: prioritized over uniform epoch", "below 1.03", ratio])
     return markdown(rows)
+
+
+def parts() -> str:
+    """Where a batch's time goes, from parts.py."""
+    record = read("parts")
+    if not record:
+        return "No record yet."
+    found = record["us_a_batch"]
+    rows = [["us", *(f"batch of {batch}" for batch in found)]]
+    rows += [[name, *(f"{found[batch][name]:.2f}" for batch in found)] for name in found["256"]]
+    return markdown(rows) + "\n\n" + made("parts", record)
 
 
 def epochs() -> str:
@@ -215,7 +226,7 @@ def scale() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (reach, epochs, calls, tree, first, loader, scale)
+    table.__name__: table for table in (reach, parts, epochs, calls, tree, first, loader, scale)
 }
 
 

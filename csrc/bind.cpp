@@ -121,6 +121,7 @@ void fill_scalar(SumTree& tree, In<float> priority) {
 }
 
 void write_leaves(SumTree& tree, uint64_t begin, In<float> priorities) {
+  if (tree.total() != 0) throw nb::value_error("write: this tree has priorities already, and sums of them");
   if (begin > tree.size() || priorities.size() > tree.size() - begin)
     throw nb::value_error(("chunks: more than " + std::to_string(tree.size()) + " priorities").c_str());
   Status s;
@@ -160,6 +161,10 @@ void find(const SumTree& tree, In<uint64_t> masses, Array<int64_t> indices) {
 void sample(SumTree& tree, uint64_t seed, uint32_t epoch, uint64_t offset, int scheme, uint64_t group,
             Array<int64_t> indices, Array<double> probabilities) {
   same_length(indices, probabilities);
+  if (reinterpret_cast<uintptr_t>(indices.data()) <
+          reinterpret_cast<uintptr_t>(probabilities.data() + indices.size()) &&
+      reinterpret_cast<uintptr_t>(probabilities.data()) < reinterpret_cast<uintptr_t>(indices.data() + indices.size()))
+    throw nb::value_error("out: expected two arrays that share no memory");
   if (scheme < int(Scheme::kIid) || scheme > int(Scheme::kEpoch))
     throw nb::value_error("scheme: expected one of SCHEMES");
   if (group < 1 || group > kMaxGroup)

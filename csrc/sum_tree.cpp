@@ -127,6 +127,10 @@ void SumTree::add_everywhere(int k, const uint64_t* sums) {
 }
 
 Status SumTree::update(const int64_t* indices, const float* priorities, size_t count) {
+  if (priorities < leaves_.data() + size_ && leaves_.data() < priorities + count) {  // a view of our own leaves
+    const std::vector<float> copy(priorities, priorities + count);
+    return update(indices, copy.data(), count);
+  }
   uint32_t max_bits = 0;
   bool good = true;
   for (size_t j = 0; j < count; ++j) {

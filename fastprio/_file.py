@@ -33,7 +33,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mappin
     """Writes the file beside, syncs it, renames it, syncs the folder. OSError leaves the old file, or the new one."""
     target = Path(path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such folder to save {target.name} in")
+        raise FileNotFoundError(f"{str(target)!r} cannot be saved: there is no folder {str(target.parent)!r}")
     header = _header(arrays, plain)
     beside = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -67,7 +67,7 @@ def get_bit(bits: Uint8, i: int) -> bool:
 
 
 def _power(x: float, exponent: float) -> float:
-    """x ** exponent for x >= 0, the same bits on every machine (libm's pow is not).
+    """x ** exponent for finite x >= 0, the same bits on every machine (libm's pow is not).
 
     Only IEEE additions, multiplications and divisions, which no conforming machine rounds differently, and no
     branches, so that a compiled loop over it becomes vector code: 2 ns a call there. Relative error below 1e-12 for

@@ -82,9 +82,10 @@ class Feedback:
             if weights is None:
                 return wide.mean()
             # One operation with a graph, where multiplying and averaging would be two.
-            shares = torch.from_numpy(weights / np.float32(len(weights)))
-            if wide.dtype != torch.float32 or not wide.is_cpu:
-                shares = shares.to(device=wide.device, dtype=wide.dtype, non_blocking=True)
+            if wide.dtype == torch.float32 and wide.is_cpu:
+                shares = torch.from_numpy(weights / np.float32(len(weights)))
+            else:
+                shares = torch.from_numpy(weights).to(wide.device, wide.dtype, non_blocking=True) / len(weights)
             return torch.dot(wide, shares)
         if weights is not None:
             wide = wide * weights_of(taken).to(device=wide.device, dtype=wide.dtype, non_blocking=True)

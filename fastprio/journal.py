@@ -14,10 +14,11 @@ from fastprio._locks import fork_safe_lock
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
 
-DEPTH, BATCHES = 1 << 16, 256
-"""How many draws, and how many batches, may be in flight: both must be exceeded before the oldest are forgotten.
+DEPTH, BATCHES, SINGLES = 1 << 18, 1024, 1 << 20
+"""What may be in flight before the oldest are forgotten: batches beyond both the first two, or so many single draws.
 
-More than any loader reads ahead, and few enough that a loop that never steps reuses memory that is still in the cache.
+More than loaders read ahead (and never less than a known lag or lookahead), so that only a loop that never steps gets
+there. Fewer would reuse memory that is still in the cache, more would only take memory.
 """
 
 
@@ -111,8 +112,8 @@ Taken = Union[Draws, Part]  # noqa: UP007 (Python 3.10 evaluates it)
 class Journal:
     """The draws of an epoch from the oldest not consumed to the newest issued.
 
-    A loop that never steps (it may update the store itself) loses the oldest beyond ``DEPTH`` draws and ``BATCHES``
-    batches; stepping then is an error. Thread safety: every method takes the journal's lock.
+    A loop that never steps (it may update the store itself) loses the oldest beyond what may be in flight; stepping
+    then is an error. Thread safety: every method takes the journal's lock; one thread steps at a time.
     """
 
     def __init__(self) -> None:
@@ -120,13 +121,18 @@ class Journal:
         self._lock = fork_safe_lock(self, "_lock")
         self.begin_epoch(whole=True)
 
-    def begin_epoch(self, whole: bool) -> None:
-        """Forgets everything: what was not consumed never will be. ``whole``: whether draws come as batches."""
+    def begin_epoch(self, whole: bool, in_flight: int = 0) -> None:
+        """Forgets everything: what was not consumed never will be.
+
+        Args:
+            whole: whether draws come as batches. in_flight: how many draws are known to run ahead of the steps.
+        """
         with self._lock:
             for draws in self._entries:
                 draws.cut()  # an iterator of the last epoch that is still held finds nothing more
             self._entries.clear()
             self._whole = whole
+            self._most = max(DEPTH if whole else SINGLES, in_flight)
             self._left = 0  # not consumed, issued or not
             self._forgotten = False
             self.consumed_batches = 0
@@ -138,7 +144,7 @@ class Journal:
             self._entries.append(draws)
             self.issuer = threading.get_ident()
             self._left += len(draws.indices)
-            if self._left > DEPTH and len(self._entries) > BATCHES:
+            if self._left > self._most and (len(self._entries) > BATCHES or not self._whole):
                 forgotten = self._entries.popleft()
                 self._left -= len(forgotten.indices) - forgotten.consumed
                 self._forgotten = True
@@ -190,8 +196,8 @@ class Journal:
     def _check_forgotten(self) -> None:
         if self._forgotten:
             raise RuntimeError(
-                f"more than {DEPTH} draws, and {BATCHES} batches of them, were issued and not consumed, the oldest "
-                "are forgotten: step(losses) or skip() every batch, or update the store yourself and never step"
+                f"more than {self._most} draws were issued and not consumed, and the oldest are forgotten: call "
+                "step(losses) or skip() for every batch, or update the store yourself and never step"
             )
 
     def find(self, indices: Int64) -> Draws:
@@ -212,8 +218,10 @@ class Journal:
             if self._forgotten:  # meanwhile, by a thread that draws: the next step says so
                 return
             count = len(taken.indices)
+            draws = taken if isinstance(taken, Draws) else taken.draws
+            if draws not in self._entries:
+                raise RuntimeError("a newer epoch began while this step was being recorded; its draws are gone")
             if self._whole:
-                draws = taken if isinstance(taken, Draws) else taken.draws
                 draws.consumed += count
                 if draws.consumed == len(draws.indices):
                     self.consumed_batches += 1

@@ -286,7 +286,7 @@ class PrioritySampler(DistributedSampler[Any]):
             last.end()
             self.epoch += 0 if self._epoch_said else 1
         self._epoch_said = False
-        self.journal.begin_epoch(whole=batch is not None)
+        self.journal.begin_epoch(batch is not None, (max(self.lag or 0, ahead or 0) + 1) * (batch or 0))
         store.seed = self.seed
         store.begin_epoch(self.epoch)
         if store.tree.refit_gain(least=8):

@@ -62,6 +62,7 @@ class ScoreStore:
             raise ValueError(f"on_nonfinite = {on_nonfinite!r}: expected 'raise' or 'skip'")
         epochs = None if epochs is None else integer("epochs", epochs, 1)
         self.policy = make(policy)
+        self._infallible = _infallible(type(self.policy))
         if self.policy.needs_epochs and epochs is None:
             raise ValueError(f"policy {self.policy.name!r} changes over training: pass epochs=")
         self.epochs, self.on_nonfinite = epochs, on_nonfinite
@@ -159,9 +160,9 @@ class ScoreStore:
 
     def update_rows(self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]) -> None:
         """``update`` for a caller that has arrays already, such as a sampler in every step."""
-        at, obs, skipped = self._checked(at, loss, origin, observations)
-        with self.lock:
-            if self.policy.infallible:
+        with self.lock:  # also while checking: compiled loops rely on it, and another thread may resize
+            at, obs, skipped = self._checked(at, loss, origin, observations)
+            if self._infallible:
                 priorities = self._let_policy_observe(at, obs)
                 if priorities is not None:
                     self.tree.update_checked(at, priorities)
@@ -176,7 +177,8 @@ class ScoreStore:
 
     def check(self, indices: Any, losses: Any, *, origin: str = "train", **observations: Any) -> None:
         """Raises what ``update`` would raise, and does nothing else."""
-        self._checked(as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True), origin, observations)
+        with self.lock:
+            self._checked(as_indices(indices), as_float32(losses, "losses", tiny_is_zero=True), origin, observations)
 
     def _checked(
         self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]
@@ -515,6 +517,12 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     # As it comes back from JSON, so that what was saved compares equal.
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
+
+
+def _infallible(policy: type[Policy]) -> bool:
+    """What the class says whose ``observe`` it is: a subclass with one of its own has promised nothing."""
+    owner = next(base for base in policy.__mro__ if "observe" in vars(base))
+    return bool(vars(owner).get("infallible", False))
 
 
 def _small(value: Any) -> bool:

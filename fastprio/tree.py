@@ -179,7 +179,8 @@ class SumTree:
 
         ``settle`` must come next, when all are set. The tree takes no more memory for it than it has.
 
-        Raises: ValueError, as ``fill``, or for more priorities than there are examples. Nothing has changed then.
+        Raises: ValueError, as ``fill``, for more priorities than there are examples, or for a tree that has some above
+            zero. Nothing has changed then.
         """
         with self._lock:
             self._core.write(begin, priorities)
@@ -263,7 +264,7 @@ class SumTree:
             count: number of draws, >= 0.
             seed: in [0, 2^64). epoch: in [0, 2^32). offset: in [0, 2^62).
             group: draws in a group, in [1, 2^31]; ``count`` if not given. Used by stratified, systematic, unique.
-            out: (int64 [count], float64 [count]), contiguous, written and returned instead of new arrays.
+            out: (int64 [count], float64 [count]), contiguous and apart, written and returned instead of new arrays.
 
         Returns:
             indices int64 [count], probabilities float64 [count] in (0, 1]. The probability is that of the draw:
@@ -289,14 +290,18 @@ class SumTree:
             group = count
         if out is None:
             return self.sample_checked(count, seed, epoch, offset, code, group)
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError("out: expected two arrays, (int64, float64)")
         indices, probabilities = out
-        if len(indices) != count or len(probabilities) != count:
-            raise ValueError(f"out: expected two arrays of {count}, got {len(indices)} and {len(probabilities)}")
         try:
+            if len(indices) != count or len(probabilities) != count:
+                raise ValueError(f"out: expected two arrays of {count}, got {len(indices)} and {len(probabilities)}")
             with self._lock:
                 self._core.sample(seed, epoch, offset, code, group, indices, probabilities)
         except TypeError as error:  # all else has been checked
-            raise TypeError("out: expected contiguous one-dimensional numpy arrays, int64 and float64") from error
+            raise TypeError(
+                "out: expected two contiguous, writable numpy arrays of one dimension, int64 and float64"
+            ) from error
         return out
 
     def sample_checked(

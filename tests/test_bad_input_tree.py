@@ -294,3 +294,35 @@ def test_restore_gives_the_same_tree(largest):
     tree.update([0, 3], [0.0, 0.0])
     twin.restore(tree.priorities, tree.max_priority)
     assert state(twin) == state(tree)
+
+
+def test_arrays_that_share_memory_are_refused_as_out():
+    tree = SumTree(1000)
+    tree.update([3, 5], [1.0, 1.0])
+    both = np.zeros(9, np.int64)
+    for indices, probabilities in ((both[:5], both[:5].view(f64)), (both[:5], both[4:].view(f64))):
+        for scheme in ("iid", "stratified", "epoch"):
+            with pytest.raises(ValueError, match="share no memory"):
+                tree.sample(5, seed=0, scheme=scheme, out=(indices, probabilities))
+    tree.sample(4, seed=0, out=(both[:4], both[4:8].view(f64)))
+
+
+@pytest.mark.parametrize("out", [5, (np.empty(4, i64),), ([0] * 4, [0.0] * 4)])
+def test_out_of_another_shape_is_named(out):
+    with pytest.raises((TypeError, ValueError), match="out: expected two"):
+        SumTree(10).sample(4, seed=0, out=out)
+
+
+def test_a_view_of_the_trees_own_priorities_is_read_before_it_is_written():
+    tree = SumTree(10)
+    tree.fill(np.arange(10.0))
+    tree.update(np.arange(1, 10), tree.priorities[:-1])
+    assert tree.priorities.tolist() == [0, *range(9)]
+
+
+def test_leaves_are_not_written_without_sums_where_there_are_some():
+    tree = SumTree(10)
+    tree.fill(1.0)
+    with pytest.raises(ValueError, match="has priorities already"):
+        tree.write(0, np.zeros(10, np.float32))
+    assert tree.priorities.min() == 1.0

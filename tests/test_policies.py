@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -433,3 +434,41 @@ def test_losses_below_a_policys_least_are_refused_by_place_and_change_nothing(on
     np.testing.assert_array_equal(store.column("loss"), before)
     store.update([3], [-3.0], origin="reference")  # another model's losses are not this policy's
     assert store.clock.step == 2
+
+
+@pytest.mark.parametrize("fault", ["raises", "negative"])
+def test_a_policy_derived_from_an_infallible_one_is_undone_like_any_other(fault):
+    class Mine(LossPower):
+        def observe(self, columns, indices, obs, clock, rng):
+            priorities = super().observe(columns, indices, obs, clock, rng)
+            if fault == "raises" and (obs.loss > 100).any():
+                raise ValueError("cannot be the priorities")
+            return np.where(obs.loss > 100, -1, priorities)
+
+    store = ScoreStore(10, Mine())
+    store.update([1, 2], [5.0, 7.0])
+    before = state_of(store)
+    with pytest.raises(ValueError, match="cannot be the priorities"):
+        store.update([1, 3], [6.0, 500.0])
+    assert state_of(store) == before
+
+
+def test_a_store_resized_by_another_thread_in_the_middle_of_an_update_waits_for_its_end():
+    store = ScoreStore(100_000)
+    checked, resized = store._checked, threading.Event()
+
+    def slow(*arguments):
+        found = checked(*arguments)
+        thread.start()
+        resized.wait(0.2)  # it cannot, while we hold the lock
+        return found
+
+    def shrink():
+        store.resize(10)
+        resized.set()
+
+    thread = threading.Thread(target=shrink)
+    store._checked = slow
+    store.update([99_999], [1.0])
+    thread.join()
+    assert len(store) == 10

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers import generator
 from loader_helpers import Correct, Raw, build, loss_of, run_but
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, SumTree, journal
 from fastprio.policies import LossPower
@@ -321,9 +322,56 @@ def test_a_loop_that_never_steps_keeps_so_many_draws_and_no_more(monkeypatch):
     for _ in range(50):
         next(batches)
     assert sampler.journal.outstanding == 1000
-    with pytest.raises(RuntimeError, match="more than 1000 draws, and 90 batches of them, were issued"):
+    with pytest.raises(RuntimeError, match="more than 1000 draws were issued and not consumed"):
         sampler.step(torch.ones(10))
     assert not sampler.store.seen().any()
     next(iter(PriorityBatchSampler(sampler, 10)))  # the next epoch begins afresh
     sampler.step(torch.ones(10))
     assert sampler.store.seen().sum() == 10
+
+
+@pytest.mark.parametrize("lag", [None, 320])
+def test_no_loader_reads_too_far_ahead(monkeypatch, lag):
+    # Single draws in covering stretches of 64, and batches under a long lag: far beyond the limits, patched down.
+    monkeypatch.setattr(journal, "DEPTH", 100)
+    monkeypatch.setattr(journal, "BATCHES", 5)
+    dataset = TensorDataset(torch.arange(4000))
+    if lag is None:
+        sampler = PrioritySampler(4000)
+        loader = DataLoader(dataset, 100, sampler=sampler, num_workers=2, prefetch_factor=10)
+    else:
+        sampler = PrioritySampler(4000, batch_size=10, lag=lag)
+        batches = PriorityBatchSampler(sampler, 10)
+        loader = DataLoader(dataset, batch_sampler=batches, num_workers=2, prefetch_factor=150)
+    for (indices,) in loader:
+        np.testing.assert_array_equal(sampler.indices[: len(indices)], indices)
+        sampler.step(torch.ones(len(indices)))
+    sampler.flush()
+    assert sampler.store.all_seen()
+
+
+def test_an_epoch_begun_during_a_step_is_named():
+    sampler = PrioritySampler(ScoreStore(100), batch_size=10)
+    batches = PriorityBatchSampler(sampler, 10)
+    next(iter(batches))
+    update = sampler.store.update_rows
+
+    def interrupted(*arguments):
+        update(*arguments)
+        next(iter(batches))  # as another thread may
+
+    sampler.store.update_rows = interrupted
+    with pytest.raises(RuntimeError, match="a newer epoch began while this step was being recorded"):
+        sampler.step(torch.ones(10))
+    del sampler.store.update_rows
+    sampler.step(torch.ones(10))
+
+
+def test_float64_losses_are_averaged_in_float64():
+    for n in (96, 100, 64):
+        sampler = PrioritySampler(ScoreStore(1000, LossPower(beta=0.7)), batch_size=n, cover_first=False)
+        sampler.store.update(np.arange(1000), generator(n).exponential(size=1000))
+        next(iter(PriorityBatchSampler(sampler, n)))
+        losses, weights = torch.rand(n, dtype=torch.float64), sampler.weights.double()
+        expected = (losses * weights).sum() / n
+        assert abs(float(sampler.step(losses) / expected) - 1) < 1e-15

@@ -105,18 +105,20 @@ def contenders(n: int, batch: int) -> dict[str, Prepare]:
 
         return go
 
-    def draw_update(rng: np.random.Generator) -> Run:
-        sampler, source = fixed(rng)
-        tree, given = sampler.store.tree, rows(rng)
+    def drawing(source: Iterable[Any], then: Callable[[Any, Any], None], rng: np.random.Generator) -> Run:
+        given = rows(rng)
 
         def go() -> None:
             following = iter(given)
             for _ in range(loops(n)):
                 for _ in source:
-                    at, values = next(following)
-                    tree.update(at, values)
+                    then(*next(following))
 
         return go
+
+    def draw_update(rng: np.random.Generator) -> Run:
+        sampler, source = fixed(rng)
+        return drawing(source, sampler.store.tree.update, rng)
 
     def learning(rng: np.random.Generator) -> tuple[fastprio.PrioritySampler, fastprio.PriorityBatchSampler]:
         store = fastprio.ScoreStore(n, policy="loss", epochs=loops(n) + 1)
@@ -128,16 +130,7 @@ def contenders(n: int, batch: int) -> dict[str, Prepare]:
 
     def draw_store(rng: np.random.Generator) -> Run:
         sampler, source = learning(rng)
-        store, given = sampler.store, rows(rng)
-
-        def go() -> None:
-            following = iter(given)
-            for _ in range(loops(n)):
-                for _ in source:
-                    at, losses = next(following)
-                    store.update(at, losses)
-
-        return go
+        return drawing(source, sampler.store.update, rng)
 
     def draw_record(rng: np.random.Generator) -> Run:
         sampler, source = learning(rng)

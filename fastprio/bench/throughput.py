@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=_count, default=5, help="turns of every contender (default: %(default)s)")
     add("--peers", type=_peers, default="all", help="'all' installed, 'none', or names with commas (default: all)")
     add("--json", metavar="PATH", default="fastprio-bench.json", help="where results go (default: %(default)s)")
-    add("--plot", metavar="PATH", help="also draw ns an index against N into a PNG file")
+    add("--plot", metavar="PATH", help="also draw ns an index against N (.png, .pdf or .svg)")
     add(
         "--loader",
         metavar="MODULE:CALLABLE",
@@ -102,6 +102,8 @@ def _problem(args: argparse.Namespace) -> str | None:
     for option, name in (("--json", args.json), ("--plot", args.plot)):
         if name and (Path(name).is_dir() or not os.access(Path(name).parent, os.W_OK)):
             return f"{name}: cannot be written: pass another {option} PATH"
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
+        return f"--plot {args.plot}: expected a name that ends in .png, .pdf or .svg"
     if args.loader and args.plot:
         return "--plot: there is nothing to draw with --loader"
     if args.loader and args.pairs < 6:
@@ -122,8 +124,10 @@ def _throughput(args: argparse.Namespace) -> int:
     print(f"fastprio bench on {machine()}", flush=True)
     for line in present.skipped_lines(skipped):
         print(line, flush=True)
-    threads = torch.get_num_threads()
+    threads, ours = torch.get_num_threads(), fastprio.get_num_threads()
     torch.set_num_threads(1)
+    fastprio.set_num_threads(1)
+    print("warming up", flush=True)
     try:
         measure(1000, min(args.batch, 1000), 1)  # compiles, and loads what is loaded once
         measure_calls(1000, min(args.batch, 1000), 1, names, 0.0)
@@ -149,6 +153,7 @@ def _throughput(args: argparse.Namespace) -> int:
         print(f"Interrupted: what follows is of N = {', '.join(f'{n:,}' for n in results)}")
     finally:
         torch.set_num_threads(threads)
+        fastprio.set_num_threads(ours)
     sentence = present.closing(results, args.batch)
     wanted = "all" if len(args.peers) == len(_peers("all")) else ",".join(args.peers) or "none"
     record = {
@@ -175,7 +180,11 @@ def _throughput(args: argparse.Namespace) -> int:
     }
     Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
     if args.plot:
-        plot(Path(args.plot), record)
+        try:
+            plot(Path(args.plot), record)
+        except OSError as error:
+            print(f"fastprio bench: --plot {args.plot}: {error.strerror or error}", file=sys.stderr)
+            return 2
     present.show("ns an index (ratio to uniform in the same turn), median", present.contender_rows(results))
     present.show("ns an index: sample / update (a batch of each)", present.peer_rows(calls, limit))
     print(

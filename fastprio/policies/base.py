@@ -86,8 +86,9 @@ class Policy:
     least_loss: float = -np.inf
     """Losses below this are refused (a reference model's excepted)."""
     infallible: bool = False
-    """Promises that ``observe`` never raises on what has passed ``check`` and returns valid priorities. The store
-    then spares the copies from which it would undo a failed call."""
+    """Promises that ``observe`` never raises on what has passed ``check``, and returns valid float32 priorities. The
+    store then spares the copies from which it would undo a failed call. It counts in the class that defines
+    ``observe``, not in one derived from it. (An interrupt may leave columns a batch newer than priorities.)"""
 
     state: dict[str, Any]
 

@@ -7,7 +7,6 @@
 // ns an index, one thread, batches of 256: a bare random read, stratified draws, find, update. Fresh places in each
 // call; priorities are exp(u), u uniform in [-3, 3]. Medians of turns so short that a busy machine spoils few.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -15,30 +14,11 @@
 #include <vector>
 
 #include "sum_tree.h"
+#include "timing.h"
 
 using namespace fastprio;
 
 constexpr int kTurns = 101, kCalls = 40, kBatch = 256, kAll = kCalls * kBatch;
-
-struct Random {  // splitmix64
-  uint64_t state;
-  uint64_t operator()() {
-    uint64_t z = (state += 0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    return z ^ (z >> 31);
-  }
-  uint64_t below(uint64_t n) { return uint64_t((unsigned __int128)(*this)() * n >> 64); }
-  float priority() { return std::exp(float((*this)() >> 40) * 0x6p-24f - 3); }
-};
-
-template <class F>
-double ns(F&& all) {
-  const auto begin = std::chrono::steady_clock::now();
-  all();
-  const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begin;
-  return elapsed.count() / kAll;
-}
 
 int main(int argc, char** argv) {
   std::vector<double> sizes;
@@ -59,7 +39,7 @@ int main(int argc, char** argv) {
     SumTree tree(size);
     {
       Lines<float> priorities(size);
-      for (uint64_t i = 0; i < size; ++i) priorities[i] = random.priority();
+      for (uint64_t i = 0; i < size; ++i) priorities[i] = std::exp(6 * random.uniform() - 3);
       if (!tree.fill(priorities.data()).ok()) return 1;
     }
     std::vector<double> times[4];
@@ -71,30 +51,27 @@ int main(int argc, char** argv) {
     for (uint64_t turn = 0, draw = 0; turn < kTurns; ++turn) {
       for (auto& i : at) i = int64_t(random.below(size));
       float sum = 0;
-      times[0].push_back(ns([&] {
+      times[0].push_back(nanoseconds([&] {
         for (const int64_t i : at) sum += tree.priorities()[i];
       }));
       good &= sum > 0;
-      times[1].push_back(ns([&] {
+      times[1].push_back(nanoseconds([&] {
         for (int c = 0; c < kCalls; ++c, draw += kBatch)
           good &= tree.sample({1, 0, draw, kBatch, Scheme::kStratified, kBatch}, out.data(), probabilities.data()).ok();
       }));
       for (auto& x : r) x = random.below(tree.total());
-      times[2].push_back(ns([&] {
+      times[2].push_back(nanoseconds([&] {
         for (int j = 0; j < kAll; j += kBatch) good &= tree.find(&r[j], kBatch, out.data()).ok();
       }));
       for (auto& i : at) i = int64_t(random.below(size));
-      for (auto& p : fresh) p = random.priority();
-      times[3].push_back(ns([&] {
+      for (auto& p : fresh) p = std::exp(6 * random.uniform() - 3);
+      times[3].push_back(nanoseconds([&] {
         for (int j = 0; j < kAll; j += kBatch) good &= tree.update(&at[j], &fresh[j], kBatch).ok();
       }));
     }
     if (!good) return 1;
     std::printf("| %.0e |", wish);
-    for (auto& all : times) {
-      std::sort(all.begin(), all.end());
-      std::printf(" %.1f |", all[all.size() / 2]);
-    }
+    for (const auto& all : times) std::printf(" %.1f |", median(all) / kAll);
     std::puts("");
   }
 }

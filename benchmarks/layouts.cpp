@@ -10,7 +10,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -18,23 +17,12 @@
 
 #include "lines.h"
 #include "mass.h"
+#include "timing.h"
 
 using namespace fastprio;
 
 constexpr int kTurns = 41, kCalls = 40, kBatch = 256, kScale = 27;
 const float kFactor = common_factor(kScale);
-
-struct Random {  // splitmix64
-  uint64_t state;
-  uint64_t operator()() {
-    uint64_t z = (state += 0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    return z ^ (z >> 31);
-  }
-  uint64_t below(uint64_t n) { return uint64_t((unsigned __int128)(*this)() * n >> 64); }
-  float priority() { return float((*this)() >> 40) * 0x1p-24f; }
-};
 
 struct Tree {
   virtual ~Tree() = default;
@@ -193,14 +181,6 @@ const Row kRows[] = {{"fan-out 16, blocks of 16, prefix sums, 128 together, huge
                      {"plain sums, fan-out 8, blocks of 32", make<8, 32, false, 128>},
                      {"no huge pages", make<16, 16, true, 128, false>, false}};
 
-template <class F>
-double ns(F&& calls) {
-  const auto begin = std::chrono::steady_clock::now();
-  calls();
-  const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begin;
-  return elapsed.count() / (kCalls * kBatch);
-}
-
 int main(int argc, char** argv) {
   std::vector<double> sizes;
   for (int a = 1; a < argc; ++a) sizes.push_back(std::stod(argv[a]));
@@ -211,7 +191,7 @@ int main(int argc, char** argv) {
     Lines<float> leaves(size), small_pages(size);
     madvise(small_pages.data(), size * 4, MADV_NOHUGEPAGE);
     uint64_t total = 0;
-    for (uint64_t i = 0; i < size; ++i) total += common_mass(small_pages[i] = leaves[i] = random.priority(), kFactor);
+    for (uint64_t i = 0; i < size; ++i) total += common_mass(small_pages[i] = leaves[i] = random.uniform(), kFactor);
     std::vector<std::unique_ptr<Tree>> trees;
     for (const Row& row : kRows) trees.push_back(row.make(row.huge ? leaves.data() : small_pages.data(), size));
     std::vector<double> reads, finds[std::size(kRows)], updates[std::size(kRows)];
@@ -225,15 +205,15 @@ int main(int argc, char** argv) {
           r[j] = random.below(total);
         }
         float sum = 0;
-        reads.push_back(ns([&] {
+        reads.push_back(nanoseconds([&] {
           for (int j = 0; j < kAll; ++j) sum += leaves[at[j]];
         }));
         if (sum < 0) return 1;
-        finds[t].push_back(ns([&] {
+        finds[t].push_back(nanoseconds([&] {
           for (int j = 0; j < kAll; j += kBatch) trees[t]->find(&r[j], &found[j]);
         }));
-        for (int j = 0; j < kAll; ++j) at[j] = random.below(size), fresh[j] = random.priority(), old[j] = leaves[at[j]];
-        updates[t].push_back(ns([&] {
+        for (int j = 0; j < kAll; ++j) at[j] = random.below(size), fresh[j] = random.uniform(), old[j] = leaves[at[j]];
+        updates[t].push_back(nanoseconds([&] {
           for (int j = 0; j < kAll; j += kBatch) trees[t]->update(&at[j], &fresh[j]);
         }));
         for (int j = 0; j < kAll; j += kBatch) trees[t]->update(&at[j], &old[j]);  // the leaves are shared
@@ -243,12 +223,8 @@ int main(int argc, char** argv) {
       if (t == 0) expected = found;
       if (found != expected) return std::printf("%s finds other leaves\n", kRows[t].name), 1;
     }
-    auto median = [](std::vector<double>& all) {
-      std::sort(all.begin(), all.end());
-      return all[all.size() / 2];
-    };
-    std::printf("| N = %.0e, a bare random read %.1f | find | update |\n|---|---|---|\n", wish, median(reads));
+    std::printf("| N = %.0e, a bare random read %.1f | find | update |\n|---|---|---|\n", wish, median(reads) / kAll);
     for (size_t t = 0; t < trees.size(); ++t)
-      std::printf("| %s | %.1f | %.1f |\n", kRows[t].name, median(finds[t]), median(updates[t]));
+      std::printf("| %s | %.1f | %.1f |\n", kRows[t].name, median(finds[t]) / kAll, median(updates[t]) / kAll);
   }
 }

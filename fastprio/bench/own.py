@@ -111,8 +111,8 @@ def closing(found: dict[str, Any], samples: int) -> str:
     return (
         f"An epoch of {samples:,} examples chosen by priority took {present.span(prioritized)}, one of uniform loading "
         f"{present.span(uniform)} (medians); within a pair {found['ratio']:.3f} times (95 % interval {low:.3f} to "
-        f"{high:.3f}, {len(found['pairs'])} pairs of epochs), and choosing took {mine:.2f} % of it ({torchs:.2f} % uniform), "
-        "with no model in the time."
+        f"{high:.3f}, {len(found['pairs'])} pairs of epochs), and choosing took {mine:.2f} % of it "
+        f"({torchs:.2f} % uniform), with no model in the time."
     )
 
 

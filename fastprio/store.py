@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fastprio import _file
+from fastprio import _file, snapshot
 from fastprio._arrays import as_float32, as_indices, integer, to_numpy
 from fastprio._kernels import any_bad, mark
 from fastprio._locks import fork_safe_lock
@@ -24,7 +22,6 @@ from fastprio.tree import SumTree
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64
 
-FORMAT = 1
 MOST_EPOCH = (1 << 32) - 1
 PIECE = 1 << 20  # examples looked at together where all are; divides by 8
 ORIGINS = ("train", "score", "reference")
@@ -73,14 +70,14 @@ class ScoreStore:
         taken = sorted({"seen", *self.policy.columns} & set(columns or {}))
         if taken:
             raise ValueError(f"columns: {taken[0]!r} is the store's or the policy's own")
-        self._types = {**self.policy.columns, **(columns or {})}
-        for name, kind in self._types.items():
+        self.types = {**self.policy.columns, **(columns or {})}
+        for name, kind in self.types.items():
             dtype = kind if isinstance(kind, str) else kind[0]
             if dtype != "bit" and dtype not in _file.DTYPES:
                 raise ValueError(f"columns: {name!r} is {dtype!r}; expected 'bit' or one of {', '.join(_file.DTYPES)}")
-        self._columns = {name: _allocate(kind, size) for name, kind in self._types.items()}
+        self._columns = {name: _allocate(kind, size) for name, kind in self.types.items()}
         self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
-        self._fresh = np.zeros((size + 7) // 8, np.uint8)
+        self.fresh = np.zeros((size + 7) // 8, np.uint8)  # a bit an example: scored since the epoch began
         self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.policy.start(self)
@@ -95,7 +92,7 @@ class ScoreStore:
     @property
     def nbytes(self) -> int:
         """Bytes of the tree, the columns and the bits."""
-        return self.tree.nbytes + int(self._fresh.nbytes + sum(c.nbytes for c in self._columns.values()))
+        return self.tree.nbytes + int(self.fresh.nbytes + sum(c.nbytes for c in self._columns.values()))
 
     @property
     def priorities(self) -> Float32:
@@ -104,8 +101,8 @@ class ScoreStore:
 
     def column(self, name: str) -> Any:
         """The array of a column, [size] or [size, width]: a view that may be written. KeyError names the columns."""
-        if name not in self._types:
-            raise KeyError(f"{name!r}: this store has {', '.join(self._types) or 'no columns'}")
+        if name not in self.types:
+            raise KeyError(f"{name!r}: this store has {', '.join(self.types) or 'no columns'}")
         return self._columns[name]
 
     @property
@@ -169,7 +166,7 @@ class ScoreStore:
             else:
                 self._observe_or_undo(at, obs)
             if origin != "reference":
-                mark(self._columns["seen"], self._fresh, at)
+                mark(self._columns["seen"], self.fresh, at)
             self.clock.step += 1
             self.skipped_nonfinite += skipped
         if self._listeners:
@@ -224,7 +221,7 @@ class ScoreStore:
 
     def _observe_or_undo(self, at: Any, obs: Observation) -> None:
         # Bits need no row of their own to go back to: they are put back by the bytes they stand in.
-        rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self._types.items()}
+        rows = {name: (at >> 3 if kind == "bit" else at) for name, kind in self.types.items()}
         rows["seen"] = at >> 3
         before = {name: self._columns[name][row] for name, row in rows.items()}
         state = {name: copy.deepcopy(value) for name, value in self.policy.state.items() if _small(value)}
@@ -284,7 +281,7 @@ class ScoreStore:
         with self.lock:
             self.clock.epoch = integer("epoch", epoch, 0, MOST_EPOCH)
             self.set_progress(0.0)
-            self._fresh[:] = 0
+            self.fresh[:] = 0
 
     def set_progress(self, share: float) -> None:
         """Sets the clock's progress: ``share`` of the current epoch is over."""
@@ -302,9 +299,9 @@ class ScoreStore:
             tree = SumTree(size)
             fresh = self.policy.unseen() if self.policy.observes else 0.0
             tree.fill(np.concatenate([self.tree.priorities[:kept], np.full(size - kept, fresh, np.float32)]))
-            for name, kind in {**self._types, "seen": "bit"}.items():
+            for name, kind in {**self.types, "seen": "bit"}.items():
                 self._columns[name] = _resized(self._columns[name], kind, kept, size)
-            self._fresh = _resized(self._fresh, "bit", kept, size)
+            self.fresh = _resized(self.fresh, "bit", kept, size)
             self.tree = tree
         self._changed()
 
@@ -325,9 +322,7 @@ class ScoreStore:
             scores = self.tree.priorities
             if self.tree.total == 0 and "loss" in self._columns:
                 scores = self._columns["loss"]
-            seen, fresh = (
-                int(np.unpackbits(bits).sum(dtype=np.int64)) for bits in (self._columns["seen"], self._fresh)
-            )
+            seen, fresh = (int(np.unpackbits(bits).sum(dtype=np.int64)) for bits in (self._columns["seen"], self.fresh))
             first = float(scores.sum(dtype=np.float64))
             second = float(np.einsum("i,i->", scores, scores, dtype=np.float64))
             top = max(1, len(self) // 100)
@@ -347,7 +342,7 @@ class ScoreStore:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors (copies) and plain values; loads under ``torch.load(weights_only=True)``."""
         with self.lock:
-            arrays, plain = self._pack()
+            arrays, plain = snapshot.pack(self)
             return {**plain, "arrays": {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -356,8 +351,8 @@ class ScoreStore:
         Raises: ValueError that says what differs.
         """
         try:
-            _check_format(state)
-            self._unpack({name: np.array(tensor.numpy()) for name, tensor in state["arrays"].items()}, state)
+            snapshot.check_format(state)
+            snapshot.unpack(self, {name: np.array(tensor.numpy()) for name, tensor in state["arrays"].items()}, state)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a state of a ScoreStore: {error!r}") from error
         self._changed()
@@ -368,8 +363,7 @@ class ScoreStore:
         The file appears whole or not at all: it is written beside, synced, and renamed. Peak memory: a few MB.
         """
         with self.lock:
-            arrays, plain = self._pack()
-            _file.write(path, arrays, plain)
+            _file.write(path, *snapshot.pack(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], policy: str | Policy | None = None) -> ScoreStore:
@@ -378,101 +372,7 @@ class ScoreStore:
         Raises: ValueError if the file is damaged, of a newer version, or of another policy.
         Cost: O(size). Peak memory: the store, and a few MB; the file is read straight into it.
         """
-        made: list[tuple[ScoreStore, _State]] = []
-
-        def destinations(plain: Any, entries: Mapping[str, _file.Entry]) -> dict[str, Any]:
-            with _refused(path):
-                _check_format(plain)
-                chosen = make(plain["policy"], **plain["policy_config"]) if policy is None else make(policy)
-                kinds = {name: tuple(k) if isinstance(k, list) else k for name, k in plain["columns"].items()}
-                extra = {name: kind for name, kind in kinds.items() if name not in chosen.columns}
-                store = cls(
-                    plain["size"], chosen, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra
-                )
-                made.append((store, store._checked_state(entries, plain)))
-            begin = 0
-
-            def write(piece: Float32) -> None:
-                nonlocal begin
-                with _refused(path):
-                    store.tree.write(begin, piece)
-                begin += len(piece)
-
-            return {**store._places(), "priorities": write}
-
-        arrays, plain = _file.read(path, destinations)
-        store, state = made[0]
-        with _refused(path):
-            store.tree.settle(plain["max_priority"], plain["parked"], arrays.get("parked"))
-            store._take_over(state, arrays)
-        return store
-
-    def _pack(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        active, seed, epoch, following, bits = self.tree.parked
-        arrays = {"priorities": self.tree.priorities, "fresh": self._fresh}
-        arrays |= {f"column.{name}": column for name, column in self._columns.items()}
-        if active:
-            arrays["parked"] = np.frombuffer(bits, np.uint8)
-        policy_state: dict[str, Any] = {}
-        for name, value in self.policy.state.items():
-            if isinstance(value, np.ndarray):
-                arrays[f"policy.{name}"] = value
-            else:
-                policy_state[name] = copy.deepcopy(value)
-        return arrays, {
-            "format": FORMAT,
-            "size": len(self),
-            "policy": self.policy.name,
-            "policy_config": _plain(self.policy.config()),
-            "policy_state": policy_state,
-            "columns": {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in self._types.items()},
-            "epochs": self.epochs,
-            "on_nonfinite": self.on_nonfinite,
-            "max_priority": self.tree.max_priority,
-            "parked": [seed, epoch, following] if active else None,
-            "clock": [self.clock.epoch, self.clock.step, self.clock.progress],
-            "seed": self.seed,
-            "skipped_nonfinite": self.skipped_nonfinite,
-        }
-
-    def _unpack(self, arrays: dict[str, Any], plain: Mapping[str, Any]) -> None:
-        """Checks everything, then writes: ValueError, TypeError or KeyError leave the store as it was."""
-        state = self._checked_state(arrays, plain)
-        with self.lock:
-            # The tree checks its part itself before it writes, and is the last that can refuse.
-            self.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
-            for name, array in self._places().items():
-                array[...] = arrays[name]
-            self._take_over(state, arrays)
-
-    def _places(self) -> dict[str, Any]:
-        """Where the arrays of a state go that have the size of the store, but for the tree's."""
-        return {f"column.{name}": column for name, column in self._columns.items()} | {"fresh": self._fresh}
-
-    def _checked_state(self, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> _State:
-        """The small part of a state. ``arrays``: whatever has their dtypes and shapes. Raises as ``_unpack``."""
-        here = self._pack()[1]
-        for what in ("size", "policy", "columns", "policy_config"):
-            if plain[what] != here[what]:
-                raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here[what]!r}")
-        kept = {f"policy.{name}": v for name, v in self.policy.state.items() if isinstance(v, np.ndarray)}
-        for name, array in (self._places() | kept | {"priorities": self.tree.priorities}).items():
-            if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
-                raise ValueError(f"the state lacks {name}, {array.dtype} {list(array.shape)}")
-        if set(plain["policy_state"]) != set(here["policy_state"]):
-            raise ValueError(f"the state's policy_state is {plain['policy_state']!r}")
-        if len(plain["clock"]) != 3:
-            raise ValueError(f"clock = {plain['clock']}: expected epoch, step and progress")
-        epoch, step, progress = plain["clock"]
-        clock = Clock(integer("epoch", epoch, 0, MOST_EPOCH), integer("step", step, 0), float(progress))
-        seed = integer("seed", plain["seed"], 0, (1 << 64) - 1)
-        skipped = integer("skipped_nonfinite", plain["skipped_nonfinite"], 0)
-        return _State(copy.deepcopy(dict(plain["policy_state"])), list(kept), clock, seed, skipped)
-
-    def _take_over(self, state: _State, arrays: Mapping[str, Any]) -> None:
-        self.policy.state.update(state.policy)
-        self.policy.state.update({name.removeprefix("policy."): arrays[name] for name in state.policy_arrays})
-        self.clock, self.seed, self.skipped_nonfinite = state.clock, state.seed, state.skipped_nonfinite
+        return snapshot.load(path, cls, policy)
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls a bound method, held weakly, after every change of priorities."""
@@ -488,35 +388,10 @@ class ScoreStore:
         # Compiles the policy's loops now, on no rows, and not in the first step of training.
         none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
         any_bad(np.empty(0, np.int64), none.loss, len(self), -np.inf)
-        mark(self._columns["seen"], self._fresh, np.empty(0, np.int64))
+        mark(self._columns["seen"], self.fresh, np.empty(0, np.int64))
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()
-
-
-class _State(NamedTuple):
-    """What a saved state has beside the arrays of the store's size."""
-
-    policy: dict[str, Any]
-    policy_arrays: list[str]
-    clock: Clock
-    seed: int
-    skipped_nonfinite: int
-
-
-@contextlib.contextmanager
-def _refused(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the file in what is raised about a whole file that holds no store that fits."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {error!r}") from error
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    # As it comes back from JSON, so that what was saved compares equal.
-    plain: dict[str, Any] = json.loads(json.dumps(config))
-    return plain
 
 
 def _infallible(policy: type[Policy]) -> bool:
@@ -527,11 +402,6 @@ def _infallible(policy: type[Policy]) -> bool:
 
 def _small(value: Any) -> bool:
     return not isinstance(value, np.ndarray) or value.nbytes <= 1 << 16
-
-
-def _check_format(plain: Mapping[str, Any]) -> None:
-    if integer("format", plain["format"], 1) > FORMAT:
-        raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
 
 
 def _allocate(kind: str | tuple[str, int], size: int) -> Any:

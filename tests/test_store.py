@@ -25,7 +25,7 @@ def state_of(store):
     h = hashlib.sha256(state(store.tree).encode())
     for name, column in sorted(store._columns.items()):
         h.update(name.encode() + column.dtype.str.encode() + column.tobytes())
-    h.update(store._fresh.tobytes())
+    h.update(store.fresh.tobytes())
     for name, value in sorted(store.policy.state.items()):
         h.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
     h.update(repr((len(store), store.policy.name, store.policy.config(), store.clock, store.seed)).encode())
@@ -358,7 +358,7 @@ def test_resize_keeps_the_rows_below_and_forgets_those_beyond(size, other):
     flags = np.unpackbits(store.column("flag"), bitorder="little")
     np.testing.assert_array_equal(flags[:kept], bits[:kept])
     assert not flags[kept:].any()
-    assert not np.unpackbits(store._fresh, bitorder="little")[kept:].any()
+    assert not np.unpackbits(store.fresh, bitorder="little")[kept:].any()
     if other > 1:
         indices, _ = store.tree.sample(500, seed=1)
         assert indices.max() < other

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import fastprio
-from fastprio.bench import machine, versions
+from fastprio.bench import stamp
 from fastprio.bench.limit import random_read_ns
 
 BATCH, PIECE, LOOKUPS = 256, 1 << 22, 10**6
@@ -183,10 +183,7 @@ def main() -> None:
     record |= {
         "threads": fastprio.get_num_threads(),
         "repeats": options.repeats,
-        "command": f"python benchmarks/bench_scale.py --n {options.n} --repeats {options.repeats}",
-        "machine": machine(),
-        "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
+        **stamp(f"python benchmarks/bench_scale.py --n {options.n} --repeats {options.repeats}"),
     }
     text = json.dumps(record, indent=1)
     print(text)

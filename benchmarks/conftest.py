@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,17 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from fastprio.bench import machine, versions
+import fastprio
+from fastprio.bench import stamp
 from fastprio.bench.peers import PEERS
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Everything is measured on one thread, as in ``fastprio bench``."""
-    threads = torch.get_num_threads()
+    threads, ours = torch.get_num_threads(), fastprio.get_num_threads()
     torch.set_num_threads(1)
+    fastprio.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    fastprio.set_num_threads(ours)
 
 
 @pytest.fixture
@@ -53,10 +55,7 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     timed_peers = {entry["params"].get("name") for entry in found.values()} & set(PEERS)
     peers = {what: version for name in timed_peers for what, version in PEERS[name].version().items()}
     record = {
-        "command": "pytest " + shlex.join(map(str, config.invocation_params.args)),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions() | peers,
+        **stamp("pytest " + shlex.join(map(str, config.invocation_params.args)), peers),
         "benchmarks": found,
     }
     output_json.clear()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import fastprio
-from fastprio.bench import machine, versions
+from fastprio.bench import stamp
 from fastprio.bench.contenders import random_rows, random_weights
 from fastprio.policies.base import Observation
 from fastprio.tree import SCHEMES
@@ -74,13 +74,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = {
-        "us_a_batch": {str(batch): parts(batch) for batch in (32, 256)},
-        "command": "python benchmarks/parts.py",
-        "machine": machine(),
-        "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    record = {"us_a_batch": {str(batch): parts(batch) for batch in (32, 256)}, **stamp("python benchmarks/parts.py")}
     text = json.dumps(record, indent=1)
     print(text)
     if options.json:

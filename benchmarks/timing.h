@@ -3,20 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <vector>
 
-struct Random {  // splitmix64, for places and priorities that have nothing to do with the generator under test
-  uint64_t state;
-  uint64_t operator()() {
-    uint64_t z = (state += 0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    return z ^ (z >> 31);
-  }
-  uint64_t below(uint64_t n) { return uint64_t((unsigned __int128)(*this)() * n >> 64); }
-  float uniform() { return float((*this)() >> 40) * 0x1p-24f; }  // in [0, 1)
-};
+#include "../tests/cpp/random.h"
 
 // Nanoseconds that `work` takes.
 template <class F>

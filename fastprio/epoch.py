@@ -56,7 +56,7 @@ class Epoch:
         self._singles_go_stale = batch_size is None and scheme == "iid"
         self._stale: Draws | None = None  # single draws that a change of priorities makes so
         self._drawn = self._batches = 0
-        self.over = False
+        self.over = False  # whether another epoch has begun: who still draws from this one is told so
         if self._singles_go_stale:
             store.listen(self.priorities_changed)
 
@@ -91,10 +91,6 @@ class Epoch:
             self._batches += 1
             self._journal.append(draws)
             return draws
-
-    def end(self) -> None:
-        """Another epoch begins: who still draws from this one is told so."""
-        self.over, self._stale = True, None
 
     def priorities_changed(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""

@@ -283,7 +283,7 @@ class PrioritySampler(DistributedSampler[Any]):
             self._cover.go_back(unconsumed.cover)
         self._was_idle = idle
         if last is not None:
-            last.end()
+            last.over = True
             self.epoch += 0 if self._epoch_said else 1
         self._epoch_said = False
         self.journal.begin_epoch(batch is not None, (max(self.lag or 0, ahead or 0) + 1) * (batch or 0))

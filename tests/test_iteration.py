@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -191,3 +192,22 @@ def test_a_plain_loader_of_single_draws_cut_by_updates_yields_what_is_journalled
         sampler.step(batch.float() + 1)
         seen += len(batch)
     assert seen == 2000
+
+
+def test_epochs_that_are_over_hear_of_no_changes_and_leave_nothing_behind():
+    sampler = PrioritySampler(ScoreStore(500), num_samples=100, cover_first=False)
+    sampler.store.tree.fill(1.0)
+    held = iter(sampler)
+    next(held)
+    for _ in range(20):
+        current = iter(sampler)
+        first = [next(current) for _ in range(3)]
+        sampler.store.set_priorities([1], [2.0])  # both epochs hear of it; only this one's draws are made anew
+        assert sampler.journal.outstanding == 3
+        sampler.step(torch.ones(3))
+        assert sampler.journal.outstanding == 0
+        assert len(first + list(current)) == 100
+    del held, current
+    gc.collect()
+    sampler.store.set_priorities([1], [2.0])
+    assert len(sampler.store._listeners) == 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastprio._version import __version__
 
@@ -25,3 +28,13 @@ def versions() -> dict[str, str]:
     """Name -> version of what a measurement depends on."""
     found = {"fastprio": __version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "numba")}
+
+
+def stamp(command: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What every record states: the command that makes it, date (UTC), machine, versions (and those of ``others``)."""
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions() | dict(others or {}),
+    }

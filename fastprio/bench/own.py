@@ -9,7 +9,6 @@ the ratio is that of loading alone; beside a model's time it is nearer to one.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import json
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from fastprio.bench import machine, present, versions
+from fastprio.bench import machine, present, stamp
 from fastprio.bench.training import Arm, compare, prioritized_like
 
 
@@ -137,10 +136,7 @@ def run(args: argparse.Namespace) -> int:
         raise LoaderError(f"--loader {args.loader}: iterating it: {_said(error)}") from error
     sentence = closing(found, samples)
     record = {
-        "command": f"fastprio bench --loader {args.loader} --pairs {args.pairs}",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **stamp(f"fastprio bench --loader {args.loader} --pairs {args.pairs}"),
         "examples": samples,
         "batch": loader.batch_size,
         "workers": loader.num_workers,

@@ -11,7 +11,6 @@ With ``--loader`` the user's own loader is timed instead (``fastprio.bench.own``
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import json
 import math
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 import fastprio
-from fastprio.bench import machine, own, present, versions
+from fastprio.bench import machine, own, present, stamp
 from fastprio.bench.contenders import CONTENDERS, contenders
 from fastprio.bench.limit import random_read_ns
 from fastprio.bench.measure import fixed_call_ns, measure, measure_calls, summary, summary_of_calls
@@ -156,12 +155,10 @@ def _throughput(args: argparse.Namespace) -> int:
         fastprio.set_num_threads(ours)
     sentence = present.closing(results, args.batch)
     wanted = "all" if len(args.peers) == len(_peers("all")) else ",".join(args.peers) or "none"
+    sizes = ",".join(map(str, args.n))
+    command = f"fastprio bench --n {sizes} --batch {args.batch} --repeats {args.repeats} --peers {wanted}"
     record = {
-        "command": f"fastprio bench --n {','.join(map(str, args.n))} --batch {args.batch} --repeats {args.repeats} "
-        f"--peers {wanted}",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions() | {k: v for name in names for k, v in PEERS[name].version().items()},
+        **stamp(command, {k: v for name in names for k, v in PEERS[name].version().items()}),
         "finished": finished,
         "unit": "ns an index",
         "batch": args.batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib
 import json
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastprio.bench import machine, versions
+from fastprio.bench import stamp
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -166,10 +165,7 @@ def publish(
     table = rows(curves)
     sentence = closing(curves, data, config["seed"], finished)
     result = {
-        "command": "fastprio demo",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **stamp("fastprio demo"),
         "config": config,
         "data": data,
         "finished": finished,

@@ -222,7 +222,8 @@ NB_MODULE(_core, m) {
       .value("cover", Purpose::kCover)
       .value("plan", Purpose::kPlan)
       .value("redraw", Purpose::kRedraw)
-      .value("policy", Purpose::kPolicy);
+      .value("policy", Purpose::kPolicy)
+      .value("shard", Purpose::kShard);
   nb::enum_<Isa>(m, "Isa", "Which compiled copy of the hot loops runs; all give the same bits.")
       .value("baseline", Isa::kBaseline)
       .value("avx2", Isa::kAvx2)

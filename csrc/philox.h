@@ -25,6 +25,7 @@ enum class Purpose : uint32_t {
   kPlan = 3,     // the order of an epoch whose examples a policy has chosen
   kRedraw = 4,   // scheme "unique": what replaces a repeat
   kPolicy = 5,   // a policy's or a selector's own random numbers
+  kShard = 6,    // the seeds of ranks that draw from shards of their own
 };
 
 // A stream of 64-bit words, addressed by (word number, attempt).

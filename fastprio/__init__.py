@@ -12,11 +12,13 @@ except ImportError as error:
 
 from fastprio._threads import get_num_threads, set_num_threads
 from fastprio.loader import PriorityLoader, WithIndex
-from fastprio.sampler import PriorityBatchSampler, PrioritySampler
+from fastprio.ranks import shard_of
+from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
 from fastprio.store import ScoreStore
 from fastprio.tree import SumTree
 
 __all__ = [
+    "Checkpoint",
     "PriorityBatchSampler",
     "PriorityLoader",
     "PrioritySampler",
@@ -26,4 +28,5 @@ __all__ = [
     "__version__",
     "get_num_threads",
     "set_num_threads",
+    "shard_of",
 ]

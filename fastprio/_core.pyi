@@ -30,6 +30,8 @@ class Purpose(enum.Enum):
 
     policy = 5
 
+    shard = 6
+
 class Isa(enum.Enum):
     """Which compiled copy of the hot loops runs; all give the same bits."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastprio._random import Rng
-from fastprio.journal import Draws
+from fastprio.journal import WHOLE, Draws, Share
 from fastprio.policies.base import Policy
 from fastprio.tree import SCHEMES
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from fastprio.feedback import Feedback
     from fastprio.journal import Journal
     from fastprio.order import Cover, PlannedEpoch
+    from fastprio.ranks import Shards
     from fastprio.store import ScoreStore
 
 AHEAD = 1024
@@ -28,9 +31,9 @@ class Epoch:
     Args:
         store: whose examples are drawn. journal: told of every draw. feedback: applies losses before a draw.
         cover: goes first where it is under way. planned: the policy's plan, which replaces drawing; or None.
-        number: of the epoch, in [0, 2^32). seed: in [0, 2^64). total: draws over all ranks.
+        number: of the epoch, in [0, 2^32). seed: in [0, 2^64). total: draws, of all ranks that draw alike.
         scheme: of SumTree.sample. batch_size: the global batch, or None for single draws. lag: as in PrioritySampler.
-        mine: this rank's slice of every batch; None for all.
+        share: which part of every batch is this rank's. shards: where every rank draws from a shard of its own.
     """
 
     def __init__(
@@ -47,16 +50,22 @@ class Epoch:
         scheme: str,
         batch_size: int | None,
         lag: int | None,
-        mine: slice | None,
+        share: Share = WHOLE,
+        shards: Shards | None = None,
     ) -> None:
         self._store, self._journal, self._feedback, self._cover = store, journal, feedback, cover
         self.planned, self.number, self.seed, self.total = planned, number, seed, total
-        self._scheme, self._batch_size, self._lag, self._mine = SCHEMES[scheme], batch_size, lag, mine
+        self._scheme, self._batch_size, self._lag, self.share = SCHEMES[scheme], batch_size, lag, share
+        self._shards = shards
         self._policy_draws = type(store.policy).draw is not Policy.draw
         self._singles_go_stale = batch_size is None and scheme == "iid"
         self._stale: Draws | None = None  # single draws that a change of priorities makes so
-        self._drawn = self._batches = 0
+        self.drawn = self.batches = 0
         self.over = False  # whether another epoch has begun: who still draws from this one is told so
+        self.exhausted = False  # whether the loader has been told that there is no more
+        self.again: deque[Draws] = deque()  # drawn before a resume, to be issued once more
+        self.newest: Draws | None = None
+        self._warned = False
         if self._singles_go_stale:
             store.listen(self.priorities_changed)
 
@@ -66,16 +75,23 @@ class Epoch:
         with store.lock:
             if self.over:
                 raise RuntimeError("a newer iteration of this sampler has begun; two loaders cannot share one sampler")
-            left = self.total - self._drawn
+            if self.again:
+                self.newest = self.again.popleft()
+                self._journal.append(self.newest)
+                return self.newest
+            left = self.total - self.drawn
             count = self._batch_size or self._stretch()
             if count > left:
                 if left <= 0 or (drop_partial and self._batch_size is not None):
+                    self.exhausted = True
                     return None
                 count = left
             if self._lag is not None or self._feedback.waiting:
                 self._apply_losses()
+            if self._shards is not None:
+                self._shards.receive()
             if store.epochs is not None:
-                store.set_progress(self._drawn / self.total)
+                store.set_progress(self.drawn / self.total)
             cover, drawn = None, None
             if self.planned is not None:
                 drawn = self._by_plan(self.planned, count)
@@ -84,13 +100,32 @@ class Epoch:
                 drawn = self._covering(count)
             by_priority = drawn is None
             if drawn is None:
-                drawn = self._by_priority(count, self._drawn)
-            draws = Draws(self._batches, self._drawn, *drawn, self._mine, cover)
+                drawn = self._by_priority(count, self.drawn)
+            if self._shards is not None:
+                drawn = (drawn[0] + self._shards.offset, *drawn[1:])
+            draws = self.newest = Draws(self.batches, self.drawn, *drawn, self.share, cover)
             self._stale = draws if by_priority and self._singles_go_stale else None
-            self._drawn += draws.everyones
-            self._batches += 1
+            self.drawn += len(draws)
+            self.batches += 1
+            self._feedback.drawn = self.batches
             self._journal.append(draws)
             return draws
+
+    @property
+    def position(self) -> int:
+        """Number of the draw that comes next, of all ranks."""
+        if self.newest is not None:
+            return self.newest.position
+        return self.again[0].position if self.again else self.drawn
+
+    def go_to(self, position: int) -> None:
+        """Goes on at draw number ``position``, where nothing has been learnt since the epoch began."""
+        if self.planned is not None:
+            self.planned.take(position)
+        elif self._scheme == SCHEMES["epoch"] and position:
+            self._by_priority(position, 0)  # they stand aside from now on
+        self.drawn = position
+        self.batches = position // (self._batch_size or 1)
 
     def priorities_changed(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""
@@ -98,7 +133,7 @@ class Epoch:
             return
         with self._store.lock:
             if self._stale is not None:
-                self._drawn = self._stale.first + self._journal.cut(self._stale)
+                self.drawn = self._stale.first + self._journal.cut(self._stale)
                 self._stale = None
 
     def _stretch(self) -> int:
@@ -106,21 +141,20 @@ class Epoch:
         if self._cover.walk is not None:
             return 64
         ahead = (self._singles_go_stale and not self._policy_draws) or not self._store.policy.observes
-        ranks = 1 if self._mine is None else self._mine.step
-        return AHEAD - AHEAD % ranks if ahead else 1
+        return AHEAD - AHEAD % self.share.ranks if ahead else 1
 
     def _apply_losses(self) -> None:
         if self._lag is None:
             self._feedback.apply()
             return
         stepped = self._journal.consumed_batches
-        if self._store.policy.observes and stepped < self._batches - self._lag:
+        if self._store.policy.observes and stepped < self.batches - self._lag:
             raise RuntimeError(
-                f"lag = {self._lag}: batch {self._batches} is drawn when only {stepped} batches were stepped or "
+                f"lag = {self._lag}: batch {self.batches} is drawn when only {stepped} batches were stepped or "
                 "skipped; pass as lag what the loader reads ahead, num_workers * prefetch_factor (here at least "
-                f"{self._batches - stepped}), and call step(losses) or skip() once for every batch"
+                f"{self.batches - stepped}), and call step(losses) or skip() once for every batch"
             )
-        self._feedback.apply(self._batches - 1 - self._lag)
+        self._feedback.apply(self.batches - 1 - self._lag)
 
     # Each gives indices, probabilities and weights.
 
@@ -136,33 +170,54 @@ class Epoch:
         covered = self._cover.take(count)
         if len(covered) == 0:
             return None
-        probabilities = np.full(len(covered), 1.0 / len(self._store))
+        probabilities = np.full(len(covered), 1.0 / (len(self._store) if self._shards is None else self._shards.whole))
         rest = count - len(covered)
         if rest == 0 or self._batch_size is None:
             return covered, probabilities, None
         if self._scheme == SCHEMES["unique"]:
             drawn, of_drawn = self._others_of_group(covered, rest)
             return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), None
-        drawn, of_drawn, weights = self._by_priority(rest, self._drawn + len(covered))
+        drawn, of_drawn, weights = self._by_priority(rest, self.drawn + len(covered))
         if weights is not None:
             weights = np.concatenate([np.ones(len(covered), np.float32), weights])
         return np.concatenate([covered, drawn]), np.concatenate([probabilities, of_drawn]), weights
 
     def _others_of_group(self, covered: Int64, count: int) -> tuple[Int64, Float64]:
         """Scheme "unique", where covering ends inside a batch: of a whole group, ``count`` that are not covered."""
-        drawn, probabilities, _ = self._by_priority(count + len(covered), self._drawn)
+        drawn, probabilities, _ = self._by_priority(count + len(covered), self.drawn)
         others = np.flatnonzero(~np.isin(drawn, covered))[:count]
         return drawn[others], probabilities[others]
 
     def _by_priority(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
         store, policy = self._store, self._store.policy
+        if self._shards is not None and store.tree.total == 0 and self._shards.masses.any():
+            return self._of_no_mass(count, offset)
         drawn = None
         if self._policy_draws:
             drawn = policy.draw(store, count, store.clock, Rng(self.seed, self.number, offset, "draw"))
         if drawn is None:
             group = self._batch_size or 1  # of no meaning to the schemes of single draws
             drawn = store.tree.sample_checked(count, self.seed, self.number, offset, self._scheme, group)
-        return *drawn, policy.weights(store.columns, *drawn, store.clock)
+        if self._shards is None:
+            return *drawn, policy.weights(store.columns, *drawn, store.clock)
+        share = self._shards.share_of_mass()
+        indices, probabilities = drawn[0], drawn[1] * share
+        # A policy that reckons with N P finds the shard's size where N should be: the product is made right in P.
+        weights = policy.weights(store.columns, indices, probabilities * (self._shards.whole / len(store)), store.clock)
+        correction = np.float32(self._shards.ranks * share)
+        return indices, probabilities, np.full(count, correction) if weights is None else weights * correction
+
+    def _of_no_mass(self, count: int, offset: int) -> tuple[Int64, Float64, Float32 | None]:
+        """A shard from which nothing can be drawn takes part all the same, uniformly and with weight zero."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"epoch {self.number}: no example of this rank's shard has a priority above zero; it draws uniformly with "
+                "weight 0 until one has",
+                stacklevel=2,
+            )
+        indices = Rng(self.seed, self.number, offset, "draw").integers(len(self._store), count)
+        return indices, np.zeros(count), np.zeros(count, np.float32)
 
 
 def _times(first: Float32 | None, second: Float32 | None) -> Float32 | None:

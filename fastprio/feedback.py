@@ -13,8 +13,11 @@ import torch
 from fastprio._arrays import as_float32, as_indices, to_numpy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fastprio._arrays import Int64
     from fastprio.journal import Journal, Taken
+    from fastprio.ranks import Exchange, Gathering, Shards
     from fastprio.store import ScoreStore
 
 
@@ -28,13 +31,21 @@ class Feedback:
 
     def __init__(self, store: ScoreStore, journal: Journal, lag: int | None) -> None:
         self._store, self._journal, self._lag = store, journal, lag
-        self.waiting: deque[_Update] = deque()
+        self.waiting: deque[Update | Gathering] = deque()
+        self.exchange: Exchange | None = None  # with the ranks that draw alike
+        self.shards: Shards | None = None  # or with those that draw from other shards
+        self.epoch = 0
+        self.drawn = 0  # batches, as the epoch under way counts them
         self._most_left: int | None = None
 
-    def begin_epoch(self, most_left: int | None) -> None:
+    def begin_epoch(self, epoch: int, most_left: int | None) -> None:
         """Applies everything. ``most_left``: how many draws a step may leave outstanding; None: as the first did."""
         self.apply()
-        self._most_left = most_left
+        self.epoch, self._most_left = epoch, most_left
+
+    def restore(self, updates: Iterable[Update], drawn: int) -> None:
+        """What was recorded and not applied when a state was saved, in place of what is now."""
+        self.waiting, self.drawn = deque(updates), drawn
 
     def record(self, losses: torch.Tensor, indices: Any, observations: Mapping[str, Any]) -> Taken:
         """Takes the losses of the next batch (or the one with ``indices``), as ``PrioritySampler.step`` says."""
@@ -51,28 +62,60 @@ class Feedback:
             raise ValueError(f"indices: expected {count} of them, one for each loss, got {len(at)}")
         if at is not None and self._lag is not None:
             raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
+        if at is not None and self.exchange is not None:
+            raise ValueError("indices: with several ranks batches are stepped in the order in which they were drawn")
         taken = self._journal.peek(count) if at is None else self._journal.find(at)
         self._check_left(count)
-        if losses.is_cpu and (self._lag is None or not policy.observes):
+        if self.exchange is not None:
+            self._others_rows(observations, count)
+            self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, losses, observations))
+        elif losses.is_cpu and (self._lag is None or not policy.observes):
             if self.waiting:
                 self.apply()
             loss = as_float32(losses, "losses", tiny_is_zero=True)
-            self._store.update_rows(taken.indices, loss, "train", observations)  # if it refuses, nothing was consumed
+            self._store.update_rows(self._rows(taken), loss, "train", observations)  # refusing, it consumes nothing
         elif policy.observes:
             self._put(taken, losses, observations)
         self._journal.consume(taken)
+        if self.shards is not None:
+            self.shards.send()
         return taken
 
+    def _rows(self, taken: Taken) -> Int64:
+        """The rows of the store that were drawn."""
+        return taken.indices if self.shards is None else taken.indices - self.shards.offset
+
     def _put(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
+        rows = self._rows(taken)
         if losses.is_cpu:  # elsewhere it would have to wait
-            self._store.check(taken.indices, losses, **observations)
-        self.waiting.append(_Update(taken.number, taken.indices, losses, observations))
+            self._store.check(rows, losses, **observations)
+        copied = None
+        others = {name: _to_host(value) for name, value in observations.items()}
+        on_host = _to_host(losses)
+        if losses.is_cuda:
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(torch.cuda.current_stream(losses.device))
+        self.waiting.append(Update(taken.number, rows, on_host, others, copied))
+
+    def _others_rows(self, observations: Mapping[str, Any], count: int) -> None:
+        """What this rank can find wrong by itself, before other ranks wait for it."""
+        missing = [name for name in self._store.policy.requires if name not in observations]
+        if missing:
+            raise TypeError(f"policy {self._store.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")
+        for name, value in observations.items():
+            shape = np.shape(value)
+            if not shape or shape[0] != count:
+                raise ValueError(f"{name}: expected {count} rows, one for each loss, got shape {list(shape)}")
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""
         taken = self._journal.peek(count) if indices is None else self._journal.find(as_indices(indices))
         self._check_left(len(taken.indices))
+        if self.exchange is not None:
+            self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, None, {}))
         self._journal.consume(taken)
+        if self.shards is not None:
+            self.shards.send()
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""
@@ -99,7 +142,19 @@ class Feedback:
         with self._store.lock:  # the thread that draws and the one that steps may both be here
             while self.waiting and (newest is None or self.waiting[0].number <= newest):
                 update = self.waiting.popleft()
-                self._store.update(update.indices, update.losses(), **update.observations())
+                indices, losses, observations = update.result()
+                if not len(indices):  # all ranks skipped
+                    continue
+                try:
+                    self._store.update(indices, losses, **observations)
+                except ValueError as error:
+                    if self.exchange is None:
+                        raise
+                    ranks = self.exchange.ranks
+                    raise ValueError(
+                        f"batch {update.number} of epoch {self.epoch}, rows of all {ranks} ranks (row k is of rank k mod "
+                        f"{ranks} if all stepped): {error}"
+                    ) from error
 
     def _check_left(self, count: int) -> None:
         """Finds a batch that was yielded and never stepped, before its successor's losses are credited to it.
@@ -127,24 +182,21 @@ def weights_of(taken: Taken) -> torch.Tensor:
     return torch.from_numpy(np.array(taken.weights))
 
 
-class _Update:
-    def __init__(self, number: int, indices: Int64, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
-        self.number, self.indices = number, indices
-        self._losses = _to_host(losses)
-        self._observations = {name: _to_host(value) for name, value in observations.items()}
-        self._copied = None
-        if losses.is_cuda:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(losses.device))
+class Update:
+    """Losses and observations of a batch, on the host or on their way there (until ``copied``)."""
 
-    def losses(self) -> Any:
-        """Waits until the copies are there, which they are by the next draw."""
+    def __init__(
+        self, number: int, indices: Int64, losses: Any, observations: Mapping[str, Any], copied: Any = None
+    ) -> None:
+        self.number, self._indices, self._losses, self._copied = number, indices, losses, copied
+        self._observations = observations
+
+    def result(self) -> tuple[Int64, Any, dict[str, Any]]:
+        """Rows of the store, losses, observations. Waits until the copies are there, which they are by the next draw."""
         if self._copied is not None:
             self._copied.synchronize()
-        return to_numpy(self._losses)
-
-    def observations(self) -> dict[str, Any]:
-        return {name: to_numpy(value) for name, value in self._observations.items()}
+        others = {name: to_numpy(value) for name, value in self._observations.items()}
+        return self._indices, to_numpy(self._losses), others
 
 
 def _to_host(value: Any) -> Any:

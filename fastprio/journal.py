@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from fastprio import _core
 from fastprio._locks import fork_safe_lock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastprio._arrays import Float32, Float64, Int64
 
 DEPTH, BATCHES, SINGLES = 1 << 18, 1024, 1 << 20
@@ -22,13 +24,27 @@ there. Fewer would reuse memory that is still in the cache, more would only take
 """
 
 
+class Share(NamedTuple):
+    """Which draws of every global batch are this rank's: number rank, rank + ranks, rank + 2 ranks, ...
+
+    dealt: the loader goes through the batches of all ranks, one after another, and keeps this rank's by itself.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    dealt: bool = False
+
+
+WHOLE = Share()
+
+
 class Draws:
     """What was drawn together: a batch, or a stretch of single draws.
 
     Args:
         number: of the batch in its epoch. first: number of the first draw in its epoch.
-        indices: int64 [n]. probabilities: float64 [n]. weights: float32 [n], or None for all one. Of all ranks.
-        mine: this rank's slice of them, which becomes ``indices`` and so on; None if there is one rank.
+        indices: int64 [n]. probabilities: float64 [n]. weights: float32 [n], or None for all one. Of all ranks:
+            ``everyones``. The attributes of these names have this rank's ``share`` of them.
         cover: where covering stood before, to go back to if these are never consumed.
 
     Of single draws only those that the loader has already taken count as issued. In a training loop every function
@@ -40,10 +56,11 @@ class Draws:
         "cover",
         "everyones",
         "first",
+        "handed",
         "indices",
-        "mine",
         "number",
         "probabilities",
+        "share",
         "singles",
         "weights",
     )
@@ -55,69 +72,128 @@ class Draws:
         indices: Int64,
         probabilities: Float64,
         weights: Float32 | None,
-        mine: slice | None,
+        share: Share = WHOLE,
         cover: Any = None,
     ) -> None:
-        self.number, self.first, self.mine, self.cover = number, first, mine, cover
-        self.everyones = len(indices)
-        if mine is not None:
-            indices, probabilities = indices[mine], probabilities[mine]
-            weights = None if weights is None else weights[mine]
+        self.number, self.first, self.share, self.cover = number, first, share, cover
+        self.everyones = indices, probabilities, weights
+        if share.ranks > 1:
+            # Copies, because compiled loops would be compiled once more for arrays with gaps.
+            indices, probabilities = indices[share.rank :: share.ranks].copy(), probabilities[share.rank :: share.ranks]
+            weights = None if weights is None else weights[share.rank :: share.ranks].copy()
         self.indices, self.probabilities, self.weights = indices, probabilities, weights
         self.consumed = 0
+        self.handed = 0  # how many went out, in the order in which they go out, before ``singles``
         self.singles: _core.Singles | None = None
 
+    def __len__(self) -> int:
+        """How many draws, of all ranks."""
+        return len(self.everyones[0])
+
     def singly(self) -> _core.Singles:
-        """The indices one by one."""
-        self.singles = _core.Singles(self.indices)
+        """The indices that the loader takes, one by one."""
+        order = self.indices
+        if self.share.dealt:
+            indices = self.everyones[0]
+            order = np.concatenate([indices[rank :: self.share.ranks] for rank in range(self.share.ranks)])
+        self.singles = _core.Singles(order[self.handed :])
         return self.singles
+
+    def lists(self) -> Iterator[list[int]]:
+        """The indices that the loader takes, a batch of a rank's size at a time."""
+        share = self.share
+        if not share.dealt:
+            self.handed = len(self.indices)
+            yield self.indices.tolist()
+            return
+        size = len(self.indices)
+        for rank in range(self.handed // size, share.ranks):
+            self.handed = (rank + 1) * size
+            yield self.everyones[0][rank :: share.ranks].tolist()
+
+    @property
+    def out(self) -> int:
+        """How many the loader has taken, in the order in which they go out."""
+        return self.handed if self.singles is None else self.handed + self.singles.taken
 
     @property
     def issued(self) -> int:
-        """How many the loader has taken."""
-        return len(self.indices) if self.singles is None else self.singles.taken
+        """How many of this rank's the loader has taken."""
+        if self.singles is None:
+            return len(self.indices)
+        if not self.share.dealt:
+            return self.out
+        return min(max(self.out - self.share.rank * len(self.indices), 0), len(self.indices))
+
+    @property
+    def position(self) -> int:
+        """Number of the draw with which a loader goes on that has taken so many of these."""
+        return self.first + (self.out if self.share.dealt else self.out * self.share.ranks)
 
     def cut(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""
         if self.singles is None:
             return
-        kept = self.singles.cut()
-        self.everyones = kept * (1 if self.mine is None else self.mine.step)
-        self.indices, self.probabilities = self.indices[:kept], self.probabilities[:kept]
-        self.weights = None if self.weights is None else self.weights[:kept]
+        kept = self.handed + self.singles.cut()
+        self.indices, self.probabilities, self.weights = _sliced(
+            (self.indices, self.probabilities, self.weights), 0, kept
+        )
+        self.everyones = _sliced(self.everyones, 0, kept * self.share.ranks)
 
     def part(self, begin: int, end: int) -> Part:
-        """Draws number ``begin`` to ``end``."""
-        weights = None if self.weights is None else self.weights[begin:end]
-        return Part(self, self.indices[begin:end], self.probabilities[begin:end], weights)
+        """This rank's draws number ``begin`` to ``end``, and what other ranks have beside them."""
+        mine = _sliced((self.indices, self.probabilities, self.weights), begin, end)
+        ranks = self.share.ranks
+        return Part(self, begin * ranks, *mine, _sliced(self.everyones, begin * ranks, end * ranks))
 
 
 class Part:
     """What a step consumes where it is not one whole batch: of which draws (the first ones), and the arrays."""
 
-    __slots__ = ("draws", "indices", "probabilities", "weights")
+    __slots__ = ("begin", "draws", "everyones", "indices", "probabilities", "weights")
 
-    def __init__(self, draws: Draws, indices: Int64, probabilities: Float64, weights: Float32 | None) -> None:
-        self.draws, self.indices, self.probabilities, self.weights = draws, indices, probabilities, weights
+    def __init__(
+        self,
+        draws: Draws,
+        begin: int,
+        indices: Int64,
+        probabilities: Float64,
+        weights: Float32 | None,
+        everyones: Arrays,
+    ) -> None:
+        self.draws, self.begin, self.everyones = draws, begin, everyones
+        self.indices, self.probabilities, self.weights = indices, probabilities, weights
 
     @property
     def number(self) -> int:
         """Of the first draws' batch."""
         return self.draws.number
 
+    @property
+    def first(self) -> int:
+        """Number of the first draw, of all ranks."""
+        return self.draws.first + self.begin
+
 
 Taken = Union[Draws, Part]  # noqa: UP007 (Python 3.10 evaluates it)
+Arrays = tuple["Int64", "Float64", "Float32 | None"]
 
 
 class Journal:
     """The draws of an epoch from the oldest not consumed to the newest issued.
 
+    Where a loader takes snapshots (``mark``) it also keeps those consumed since the last one that the loader may go
+    back to, but no more than ``depth`` batches, or as many draws.
+
     A loop that never steps (it may update the store itself) loses the oldest beyond what may be in flight; stepping
     then is an error. Thread safety: every method takes the journal's lock; one thread steps at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
         self._entries: deque[Draws] = deque()
+        self._behind: deque[Draws] = deque()
+        self._marks: deque[int] = deque()
         self._lock = fork_safe_lock(self, "_lock")
         self.begin_epoch(whole=True)
 
@@ -131,6 +207,9 @@ class Journal:
             for draws in self._entries:
                 draws.cut()  # an iterator of the last epoch that is still held finds nothing more
             self._entries.clear()
+            self._behind.clear()
+            if self._marks:  # the loader's last snapshot may be of before this epoch
+                self._marks = deque([0])
             self._whole = whole
             self._most = max(DEPTH if whole else SINGLES, in_flight)
             self._left = 0  # not consumed, issued or not
@@ -139,11 +218,14 @@ class Journal:
             self.issuer = 0
 
     def append(self, draws: Draws) -> None:
-        """Notes what is about to be issued."""
+        """Notes what is about to be issued. Of draws that are issued again, those consumed before stay so."""
         with self._lock:
-            self._entries.append(draws)
             self.issuer = threading.get_ident()
-            self._left += len(draws.indices)
+            if draws.consumed == len(draws.indices):
+                self._behind.append(draws)
+                return
+            self._entries.append(draws)
+            self._left += len(draws.indices) - draws.consumed
             if self._left > self._most and (len(self._entries) > BATCHES or not self._whole):
                 forgotten = self._entries.popleft()
                 self._left -= len(forgotten.indices) - forgotten.consumed
@@ -155,7 +237,7 @@ class Journal:
             before = len(draws.indices)
             draws.cut()
             self._left -= before - len(draws.indices)
-            return draws.everyones
+            return len(draws)
 
     @property
     def outstanding(self) -> int:
@@ -166,10 +248,34 @@ class Journal:
             newest = self._entries[-1]  # older ones have been taken whole before it was drawn
             return self._left - (len(newest.indices) - newest.issued)
 
+    @property
+    def outstanding_batches(self) -> int:
+        """How many batches, or stretches of single draws, have draws outstanding."""
+        with self._lock:
+            return sum(draws.issued > draws.consumed for draws in self._entries)
+
     def oldest(self) -> Draws | None:
         """The oldest draws that are not all consumed, or None."""
         with self._lock:
             return next((draws for draws in self._entries if draws.consumed < len(draws.indices)), None)
+
+    def mark(self, position: int) -> None:
+        """A loader has taken a snapshot in which draw number ``position`` comes next, and may go back to it."""
+        with self._lock:
+            if not self._marks or position > self._marks[-1]:
+                self._marks.append(position)
+            self._forget_behind()
+
+    def kept(self) -> list[Draws]:
+        """All draws that are still known, in the order of their numbers."""
+        with self._lock:
+            return sorted([*self._behind, *self._entries], key=lambda draws: draws.first)
+
+    @property
+    def gone_back_to(self) -> int:
+        """Number of the draw to which the loader's last snapshot that counts goes back, if it takes any."""
+        with self._lock:
+            return self._marks[0] if self._marks else 0
 
     def peek(self, count: int | None = None) -> Taken:
         """The next draws not consumed: ``count`` of them, or the rest of the batch (of single draws: all issued).
@@ -227,21 +333,38 @@ class Journal:
                     self.consumed_batches += 1
                     self._remove(draws)
                 self._left -= count
-                return
-            self.consumed_batches += 1
-            self._left -= count
-            for draws in list(self._entries):
-                part = min(draws.issued - draws.consumed, count)
-                draws.consumed += part
-                count -= part
-                if draws.consumed == len(draws.indices) and draws is not self._entries[-1]:
-                    self._remove(draws)
+            else:
+                self.consumed_batches += 1
+                self._left -= count
+                for draws in list(self._entries):
+                    part = min(draws.issued - draws.consumed, count)
+                    draws.consumed += part
+                    count -= part
+                    if draws.consumed == len(draws.indices) and draws is not self._entries[-1]:
+                        self._remove(draws)
+            if self._marks:
+                self._forget_behind()
 
     def _remove(self, draws: Draws) -> None:
         if self._entries[0] is draws:
             self._entries.popleft()
         else:
             self._entries.remove(draws)
+        if self._marks:
+            self._behind.append(draws)
+
+    def _forget_behind(self) -> None:
+        """Forgets what was consumed before the newest snapshot that is not ahead of what was consumed."""
+        newest = self._entries[0] if self._entries else None
+        if newest is not None:
+            consumed = newest.first + newest.consumed * newest.share.ranks
+        else:
+            consumed = self._behind[-1].first + len(self._behind[-1]) if self._behind else 0
+        while len(self._marks) > 1 and self._marks[1] <= consumed:
+            self._marks.popleft()
+        behind = self._behind
+        while behind and (behind[0].first + len(behind[0]) <= self._marks[0] or len(behind) > self.depth):
+            behind.popleft()
 
     def _of_batch(self, draws: Draws, count: int | None) -> Taken:
         size = len(draws.indices)
@@ -267,10 +390,20 @@ class Journal:
             if end > draws.consumed:
                 parts.append(draws.part(draws.consumed, end))
                 left -= end - draws.consumed
-        weights = [np.ones(len(p.indices), np.float32) if p.weights is None else p.weights for p in parts]
-        return Part(
-            parts[0].draws,
-            np.concatenate([p.indices for p in parts]),
-            np.concatenate([p.probabilities for p in parts]),
-            np.concatenate(weights),
-        )
+        mine = _joined([(part.indices, part.probabilities, part.weights) for part in parts])
+        everyones = mine if parts[0].draws.share.ranks == 1 else _joined([part.everyones for part in parts])
+        return Part(parts[0].draws, parts[0].begin, *mine, everyones)
+
+
+def _sliced(arrays: Arrays, begin: int, end: int) -> Arrays:
+    indices, probabilities, weights = arrays
+    return indices[begin:end], probabilities[begin:end], None if weights is None else weights[begin:end]
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    weights = [np.ones(len(part[0]), np.float32) if part[2] is None else part[2] for part in parts]
+    return (
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        np.concatenate(weights),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastprio._arrays import integer
 from fastprio.policies.base import Policy
-from fastprio.sampler import PriorityBatchSampler, PrioritySampler, slice_of_batch
+from fastprio.ranks import place_in, shard_of
+from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
 from fastprio.store import ScoreStore
 
 OWN = {
@@ -38,7 +39,9 @@ class PriorityLoader(DataLoader[Any]):
         batch_size: examples a batch.
         policy: a registered name, a Policy, or a ScoreStore of the data set's length to use.
         epochs: how many epochs training will have.
-        num_samples, replacement, scheme, cover_first, seed, lag: as in PrioritySampler.
+        num_samples, replacement, scheme, cover_first, seed, lag, depth: as in PrioritySampler.
+        process_group, shard: as in PrioritySampler. Make the loader when the process group exists: ``batch_size`` is
+            that of a rank, and with "sharded" the store is of this rank's shard.
         on_nonfinite: as in ScoreStore, "raise" by default.
         drop_last and all other arguments: as in torch.utils.data.DataLoader.
 
@@ -59,6 +62,9 @@ class PriorityLoader(DataLoader[Any]):
         cover_first: bool = True,
         seed: int = 0,
         lag: int | None = None,
+        depth: int = 1024,
+        process_group: Any = None,
+        shard: str = "replicated",
         on_nonfinite: str | None = None,
         drop_last: bool = False,
         **arguments: Any,
@@ -68,11 +74,15 @@ class PriorityLoader(DataLoader[Any]):
                 raise TypeError(f"{name}: {what}")
         if isinstance(dataset, IterableDataset):
             raise TypeError("dataset: an IterableDataset has no indices to draw; expected a map-style data set")
-        size = len(dataset)  # type: ignore[arg-type]
+        size = whole = len(dataset)  # type: ignore[arg-type]
+        rank, ranks = place_in(process_group)
+        if shard == "sharded":
+            size = len(shard_of(whole, rank, ranks))
         if isinstance(policy, ScoreStore):
             store = policy
             if len(store) != size:
-                raise ValueError(f"the store has {len(store)} examples, the data set {size}")
+                of = "" if size == whole else f", this rank's shard {size}"
+                raise ValueError(f"the store has {len(store)} examples, the data set {whole}{of}")
             for name, given, its in (
                 ("epochs", epochs, store.epochs),
                 ("on_nonfinite", on_nonfinite, store.on_nonfinite),
@@ -83,13 +93,16 @@ class PriorityLoader(DataLoader[Any]):
             store = ScoreStore(size, policy, epochs=epochs, on_nonfinite=on_nonfinite or "raise")
         sampler = PrioritySampler(
             store,
-            num_samples,
+            whole if shard == "sharded" and num_samples is None else num_samples,
             replacement,
-            batch_size=integer("batch_size", batch_size, 1) * slice_of_batch()[1],
+            batch_size=integer("batch_size", batch_size, 1) * ranks,
             scheme=scheme,
             cover_first=cover_first,
             seed=seed,
             lag=lag,
+            depth=depth,
+            process_group=process_group,
+            shard=shard,
         )
         sampler.dataset = dataset
         sampler.generator = arguments.get("generator")
@@ -98,6 +111,7 @@ class PriorityLoader(DataLoader[Any]):
         # torch has put a SequentialSampler here, and does not let it be replaced; trainers look at it.
         object.__setattr__(self, "sampler", sampler)
         self._priority = sampler
+        self._finished = False
         sampler.lookahead = self.num_workers * (self.prefetch_factor or 0)
         if not self.in_order:
             if lag is not None:
@@ -110,13 +124,17 @@ class PriorityLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         sampler = self._priority
         strict = sampler.store.policy.observes and self.in_order
+        consumed = None  # batches, before the first one; not zero where an epoch goes on
+        self._finished = False
         for yielded, batch in enumerate(super().__iter__()):
-            if strict and sampler.journal.consumed_batches < yielded:
+            consumed = sampler.journal.consumed_batches if consumed is None else consumed
+            if strict and sampler.journal.consumed_batches < consumed + yielded:
                 raise RuntimeError(
                     f"batch {sampler.journal.consumed_batches} of this epoch was neither stepped nor skipped: call "
                     "step(losses) or skip() once for every batch"
                 )
             yield batch
+        self._finished = True
 
     def set_epoch(self, epoch: int) -> None:
         """As ``PrioritySampler.set_epoch``."""
@@ -140,6 +158,23 @@ class PriorityLoader(DataLoader[Any]):
     def flush(self) -> None:
         """As ``PrioritySampler.flush``: applies what ``lag`` holds back, before the store is read or saved."""
         self._priority.flush()
+
+    def stats(self) -> dict[str, float]:
+        """As ``PrioritySampler.stats``."""
+        return self._priority.stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The store, and where training stands: saved after a step, the next batch is the one after it.
+
+        Tensors (copies) and plain values; loads under ``torch.load(weights_only=True)``. What workers had read ahead
+        is drawn again as it was. Cost: O(size).
+        """
+        with self.store.lock:
+            return {"store": self.store.state_dict(), "sampler": self._priority.consumed_state(self._finished)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave: the next iteration goes on there. ValueError if it does not fit."""
+        Checkpoint(self._priority).load_state_dict(state)
 
     def _with_indices(self, indices: Any) -> None:
         if indices is None and not self.in_order and self.num_workers > 1:

@@ -27,7 +27,7 @@ class Walk:
     def __init__(self, size: int, seed: int, number: int, purpose: _core.Purpose, among: Int64 | None = None) -> None:
         self.size, self.seed, self.number, self.purpose = size if among is None else len(among), seed, number, purpose
         self.position = 0
-        self._among = among
+        self.all, self.among = size, among
 
     @property
     def over(self) -> bool:
@@ -37,11 +37,11 @@ class Walk:
     def take(self, count: int, skip: Uint8) -> Int64:
         """The next ``count`` examples without those whose bit in ``skip`` is set; fewer where the walk ends."""
         out = np.empty(count, np.int64)
-        of_all = skip if self._among is None else NOTHING
+        of_all = skip if self.among is None else NOTHING
         taken, self.position = _core.walk(self.size, self.seed, self.number, self.purpose, self.position, of_all, out)
-        if self._among is None:
+        if self.among is None:
             return out[:taken]
-        found: Int64 = self._among[out[:taken]]
+        found: Int64 = self.among[out[:taken]]
         unseen: Int64 = found[(skip[found >> 3] >> (found & 7) & 1) == 0]
         return unseen
 
@@ -63,16 +63,26 @@ class PlannedEpoch:
             self._left_out = np.packbits(left_out, bitorder="little")
         if self.chosen == 0:
             raise ValueError(f"the plan for epoch {epoch} leaves out every example")
-        self._size, self._seed, self._epoch, self._pass = size, seed, epoch, 0
-        self._walk = Walk(size, seed, epoch, _core.Purpose.plan)
+        self._size, self._seed, self._epoch = size, seed, epoch
+        self.at = 0, 0
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """How far it has come: (passes over everything, position in this one)."""
+        return self._pass, self._walk.position
+
+    @at.setter
+    def at(self, at: tuple[int, int]) -> None:
+        self._pass = at[0]
+        seed = (self._seed + self._pass * 0x9E3779B97F4A7C15) % (1 << 64)
+        self._walk = Walk(self._size, seed, self._epoch, _core.Purpose.plan)
+        self._walk.position = at[1]
 
     def take(self, count: int) -> Int64:
         """The next ``count`` examples. Past the end come all again, in another order."""
         parts = [self._walk.take(count, self._left_out)]
         while (left := count - sum(map(len, parts))) > 0:
-            self._pass += 1
-            seed = (self._seed + self._pass * 0x9E3779B97F4A7C15) % (1 << 64)
-            self._walk = Walk(self._size, seed, self._epoch, _core.Purpose.plan)
+            self.at = self._pass + 1, 0
             parts.append(self._walk.take(left, self._left_out))
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
@@ -105,6 +115,17 @@ class Cover:
     def go_back(self, state: tuple[Any, int, int]) -> None:
         """Goes back to an earlier state: what came after was never consumed, and is to come again."""
         self.walk, position, self._passes = state
+        if self.walk is not None:
+            self.walk.position = position
+
+    def pack(self) -> list[int]:
+        """All of it but the walk, as plain values."""
+        return [self._size, self._passes, self.walk.position if self.walk is not None else -1]
+
+    def restore(self, walk: Walk | None, packed: list[int]) -> None:
+        """What ``pack`` gave, with the walk that was under way then or shortly before."""
+        self._size, self._passes, position = packed
+        self.walk = walk if position >= 0 else None
         if self.walk is not None:
             self.walk.position = position
 

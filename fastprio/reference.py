@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     plan = 3
     redraw = 4
     policy = 5
+    shard = 6
 
 
 # Random bits: csrc/philox.h, csrc/bounded.h

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
 
+from fastprio import resume
 from fastprio._arrays import integer, one_dimensional, to_numpy
-from fastprio._random import Rng
 from fastprio.epoch import Epoch
+from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
-from fastprio.journal import Journal, Taken
-from fastprio.order import Cover, PlannedEpoch
+from fastprio.journal import Journal, Share, Taken
 from fastprio.policies.base import Plan
 from fastprio.policies.given import Given
+from fastprio.ranks import dealing_loader, place_in, shard_of
 from fastprio.store import ScoreStore
 from fastprio.tree import SCHEMES
 
@@ -41,8 +41,18 @@ class PrioritySampler(DistributedSampler[Any]):
         lag: None draws with whatever losses have arrived. d: batch t sees exactly the losses of the batches up to
             t - 1 - d, so that prefetching cannot change the sequence; at least as many as the loader reads ahead.
         num_replicas, rank: which slice of every batch to yield; by default those of the process group, if there is
-            one when iteration begins. Only for policies that do not learn from losses.
+            one when iteration begins. num_replicas=1 in a larger group: the loader slices (Accelerate, HF Trainer), and
+            the batches of all ranks are yielded one after another.
+        process_group: of the ranks whose losses are gathered (the data-parallel ones); torch's default group if None.
+        shard: "replicated": every rank has the same store and draws the same global batch, of which it yields a slice;
+            losses are gathered. "sharded": every rank has the store of its own shard (``shard_of``) and draws its part
+            of the global batch there; only masses are exchanged.
         drop_last: with several ranks, drop draws that do not divide evenly instead of drawing more.
+        depth: how many consumed batches the journal keeps at most, for loaders that go back to an older snapshot
+            (StatefulDataLoader's snapshot_every_n_steps). It keeps none for loaders that take no snapshots.
+
+    With several ranks ``step`` and ``skip`` are collective: every rank calls one of them for every batch, in order, and
+    what one rank's losses have wrong raises on all, at the next draw.
 
     One sampler draws from a store at a time. Every iteration is an epoch of its own: that of ``set_epoch`` if it was
     called since the last one began, else the next. Iterators are lazy; only the newest may be used.
@@ -65,12 +75,18 @@ class PrioritySampler(DistributedSampler[Any]):
         lag: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
+        process_group: Any = None,
+        shard: str = "replicated",
         drop_last: bool = False,
+        depth: int = 1024,
     ) -> None:
         # DistributedSampler.__init__ is not called: it asks for the process group, which frameworks start later.
         if not isinstance(replacement, bool):
             raise TypeError(f"replacement = {replacement!r}: expected a bool")
-        self.store, self.dataset = _store_of(source, weights)
+        if shard not in ("replicated", "sharded"):
+            raise ValueError(f"shard = {shard!r}: expected 'replicated' or 'sharded'")
+        self._group, self.shard = process_group, shard
+        self.store, self.dataset, whole = _store_of(source, weights, self._own_shard if shard == "sharded" else None)
         num_samples = None if num_samples is None else integer("num_samples", num_samples, 1)
         batch_size = None if batch_size is None else integer("batch_size", batch_size, 1, 1 << 31)
         lag = None if lag is None else integer("lag", lag, 0)
@@ -81,21 +97,25 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"scheme = {scheme!r}: replacement=False is the scheme 'epoch'")
         if not replacement and num_samples is not None and num_samples > len(self.store):
             raise ValueError(f"num_samples = {num_samples}: expected at most {len(self.store)} without replacement")
+        if shard == "sharded" and (num_replicas is not None or (num_samples is None and whole is None)):
+            raise ValueError(
+                "shard = 'sharded': ranks are those of the process group, so leave out num_replicas and rank, and with a "
+                "store of this rank's shard pass num_samples, the draws an epoch of all ranks"
+            )
         if (num_replicas is None) != (rank is None):
             raise ValueError("num_replicas and rank: give both or neither")
         if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
             raise ValueError(f"rank = {rank}: expected 0 <= rank < num_replicas = {num_replicas}")
         self.replacement, self.batch_size, self.cover_first = replacement, batch_size, cover_first
         self.seed, self.lag, self.drop_last, self.shuffle = seed, lag, drop_last, True
-        self.epoch, self.generator = 0, None
+        self.generator = None
         self.lookahead: int | None = None  # batches the loader reads ahead, where an integration knows
-        self.journal = Journal()
+        self.journal = Journal(integer("depth", depth, 1))
+        self._whole = whole
         self._num_samples, self._scheme = num_samples, scheme
         self._replicas, self._rank = num_replicas, rank
-        self._epoch_said = self._was_idle = False
-        self._under_way: Epoch | None = None
-        self._cover = Cover(self.store)
         self._feedback = Feedback(self.store, self.journal, lag)
+        self._epochs = Epochs(self.store, self.journal, self._feedback)
         self._check_scheme()
 
     # What torch and the trainers ask for.
@@ -103,37 +123,43 @@ class PrioritySampler(DistributedSampler[Any]):
     @property
     def num_samples(self) -> int:  # type: ignore[override]
         """Draws an epoch, over all ranks."""
-        return len(self.store) if self._num_samples is None else self._num_samples
+        if self._num_samples is not None:
+            return self._num_samples
+        return len(self.store) if self._whole is None else self._whole
 
     @property
     def total_size(self) -> int:  # type: ignore[override]
         """Draws an epoch, over all ranks, once every rank has the same number."""
-        return len(self) * self._slice()[1]
+        share = self._share()
+        return len(self) * (1 if share.dealt else share.ranks)
 
     def __len__(self) -> int:
         """Draws an epoch on this rank. Constant; ``planned`` is less where a policy leaves examples out."""
-        replicas = self._slice()[1]
-        return self.num_samples // replicas if self.drop_last else -(-self.num_samples // replicas)
+        share = self._share()
+        each = self._each(share)
+        parts = self.num_samples // each if self.drop_last else -(-self.num_samples // each)
+        return parts * each if share.dealt else parts
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]
-        """Number of ranks, as it is now."""
-        return self._slice()[1]
+        """Number of slices, as it is now."""
+        return 1 if self._replicas == 1 else self._share().ranks
 
     @property
     def rank(self) -> int:  # type: ignore[override]
-        """This rank, as it is now."""
-        return self._slice()[0]
+        """This rank's slice, as it is now."""
+        return 0 if self._replicas == 1 else self._share().rank
 
     @property
     def planned(self) -> int:
         """Draws of the epoch under way on this rank, after the policy's plan."""
-        return len(self) if self._under_way is None else self._under_way.total // self._slice()[1]
+        epoch = self._epochs.under_way
+        return len(self) if epoch is None else epoch.total // (1 if epoch.share.dealt else epoch.share.ranks)
 
     @property
     def plan(self) -> Plan | None:
         """The policy's plan of the epoch under way, or None if it has none."""
-        planned = None if self._under_way is None else self._under_way.planned
+        planned = None if self._epochs.under_way is None else self._epochs.under_way.planned
         return None if planned is None else planned.plan
 
     @property
@@ -143,19 +169,24 @@ class PrioritySampler(DistributedSampler[Any]):
             return "epoch"
         return self._scheme or ("iid" if self.batch_size is None else "stratified")
 
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
+        """The number of the epoch under way, or of the next one where ``set_epoch`` has said it."""
+        return self._epochs.number if self._epochs.said is None else self._epochs.said
+
     def __repr__(self) -> str:
         batch = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         return f"PrioritySampler({self.store!r}, num_samples={self.num_samples}{batch}, scheme={self.scheme!r})"
 
     def set_epoch(self, epoch: int) -> None:
         """Names the next iteration's epoch; calling it twice is harmless."""
-        self.epoch, self._epoch_said = integer("epoch", epoch, 0, (1 << 32) - 1), True
+        self._epochs.said = integer("epoch", epoch, 0, (1 << 32) - 1)
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.chain.from_iterable(self._stretches())
+        return itertools.chain.from_iterable(self._stretches(self._epochs.iterator()))
 
-    def _stretches(self) -> Iterator[Iterator[int]]:
-        epoch = self._begin()
+    def _stretches(self, iterator: int) -> Iterator[Iterator[int]]:
+        epoch = self._begin(iterator)
         while (draws := epoch.next()) is not None:
             yield draws.singly()
 
@@ -222,22 +253,78 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
         taken = self._feedback.record(losses, indices, observations)
-        if self._feedback.waiting and self.lag is None and self._under_way is not None:
-            self._under_way.priorities_changed()  # by the next draw, which applies what came from an accelerator
+        if self._feedback.waiting and self.lag is None and self._epochs.under_way is not None:
+            self._epochs.under_way.priorities_changed()  # by the next draw, which applies what came from an accelerator
         return taken
+
+    # Saving, and going on.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands: the number of the draw that it asks for next. A few plain values.
+
+        The journal, by which a loader goes on exactly, is saved with the store: save ``store.state_dict()`` at the
+        same moment. For a loop whose loader has no ``state_dict`` of its own, ``Checkpoint`` saves both.
+        """
+        with self.store.lock:
+            return self._epochs.state(self.seed)
+
+    def consumed_state(self, over: bool | None = None) -> dict[str, Any]:
+        """The same for where training stands: the first draw neither stepped nor skipped, however far loaders read on.
+
+        over: whether the epoch has ended; None: if all its draws were consumed.
+        """
+        with self.store.lock:
+            return self._epochs.consumed_state(self.seed, over)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on where the state was taken: with the same draws, also those that were in flight.
+
+        Load the store's state before that iteration begins; it finds out, and says so, if the two do not fit.
+
+        Raises: ValueError: not such a state, or of a newer version. Nothing has changed then.
+        """
+        checked = resume.check_state(state)
+        with self.store.lock:
+            self._epochs.load(checked)
+            self.seed = checked["seed"]
+
+    def stats(self) -> dict[str, float]:
+        """``ScoreStore.stats`` and, of the epoch under way, a flat dict of floats:
+
+        * ``ahead``: batches drawn and neither stepped nor skipped, by now.
+        * ``waiting``: batches whose losses wait to be applied at a draw.
+        * ``epoch``: its number.
+        """
+        return {
+            **self.store.stats(),
+            "ahead": float(self.journal.outstanding_batches),
+            "waiting": float(len(self._feedback.waiting)),
+            "epoch": float(self.epoch),
+        }
 
     # An epoch.
 
-    def _slice(self) -> tuple[int, int]:
-        """(rank, number of ranks), as they are now."""
-        if self._replicas is not None and self._rank is not None:
-            return self._rank, self._replicas
-        return slice_of_batch()
+    def _share(self) -> Share:
+        """Which draws are this rank's, as it is now."""
+        rank, ranks = place_in(self._group)
+        if self._replicas is None or self._rank is None:
+            return Share(rank, ranks)
+        if self._replicas == 1 and ranks > 1 and self.batch_size is not None:
+            return Share(rank, ranks, dealt=True)
+        return Share(self._rank, self._replicas)
+
+    def _each(self, share: Share) -> int:
+        """Of what the number of draws of an epoch, over all ranks, is a multiple."""
+        # A loader that deals would fill up the last batches of ranks that come short.
+        return self.batch_size if share.dealt and self.batch_size is not None else share.ranks
+
+    def _own_shard(self, size: int) -> int:
+        return len(shard_of(size, *place_in(self._group)))
 
     def _check_scheme(self) -> None:
-        policy, replicas = self.store.policy, self._slice()[1]
-        if self.batch_size is not None and self.batch_size % replicas:
-            raise ValueError(f"batch_size = {self.batch_size}: the global batch must divide by {replicas} ranks")
+        policy, ranks = self.store.policy, self._share().ranks
+        if self.batch_size is not None and self.batch_size % ranks:
+            raise ValueError(f"batch_size = {self.batch_size}: the global batch must divide by {ranks} ranks")
         if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
             raise ValueError(
                 f"scheme = {self.scheme!r}: the importance weights of policy {policy.name!r} need draws with "
@@ -247,76 +334,66 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"scheme = {self.scheme!r}: its groups are batches, so pass batch_size=")
         if self.batch_size is None and self.lag is not None:
             raise ValueError(f"lag = {self.lag}: it is counted in batches, so pass batch_size=")
+        if self.batch_size is None and self.shard == "sharded":
+            raise ValueError("shard = 'sharded': every rank draws its part of a global batch, so pass batch_size=")
         if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
             raise ValueError(
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"
             )
 
-    def _begin(self) -> Epoch:
+    def _check_ranks(self, share: Share) -> None:
+        """Refuses what would train ranks on each other's examples, or twice on some."""
+        ranks, policy = place_in(self._group)[1], self.store.policy
+        dealer = dealing_loader()
+        if dealer is not None and dealer.split_batches:
+            raise ValueError("split_batches=True cuts batches otherwise than the losses are gathered; use False")
+        if dealer is not None and share.ranks > 1 and not share.dealt:
+            raise ValueError(
+                f"{share.ranks} ranks: this loader deals batches to ranks by itself, and a sampler that slices would lose "
+                "all but one in so many; pass num_replicas=1, rank=0 and the global batch_size (per rank * ranks)"
+            )
+        if share.dealt and dealer is None:
+            raise ValueError(
+                f"num_replicas = 1 in a group of {ranks}: this leaves slicing to the loader, but no loader that deals "
+                "batches to ranks (Accelerate's) asks for them; leave num_replicas and rank out, or, where all ranks are "
+                "to have the same batches, pass process_group= of the data-parallel ranks"
+            )
+        if not policy.observes or share.ranks == 1:
+            return
+        if ranks != share.ranks:
+            raise ValueError(
+                f"{share.ranks} ranks: policy {policy.name!r} learns from losses, and its process group has {ranks} to "
+                "gather them from; pass process_group="
+            )
+        if self.batch_size is None:
+            raise ValueError(
+                f"{ranks} ranks: policy {policy.name!r} learns from losses of a batch, so pass batch_size="
+            )
+
+    def _begin(self, iterator: int) -> Epoch:
         """The next epoch, begun: the epoch's number is fixed here, at an iteration's first draw."""
         with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
-            return self._begin_locked()
-
-    def _begin_locked(self) -> Epoch:
-        store, policy, last = self.store, self.store.policy, self._under_way
-        rank, replicas = self._slice()
-        self._check_scheme()
-        if replicas > 1 and policy.observes:
-            raise ValueError(
-                f"{replicas} ranks: policy {policy.name!r} learns from losses, which are not yet gathered over ranks; "
-                "pass num_replicas=1, rank=0, or fixed weights"
+            self._check_scheme()
+            share = self._share()
+            self._check_ranks(share)
+            settings = Settings(
+                seed=self.seed,
+                batch_size=self.batch_size,
+                scheme=self.scheme,
+                lag=self.lag,
+                lookahead=self.lookahead,
+                num_samples=self._num_samples,
+                cover_first=self.cover_first,
+                drop_last=self.drop_last,
+                sharded=self.shard == "sharded",
+                group=self._group,
+                share=share,
+                draws=len(self),
+                whole=self._whole,
+                each=self._each(share),
+                moves_torch=self.generator is None,
             )
-        if replicas > 1 and self.scheme == "epoch" and len(self) * replicas > self.num_samples:
-            raise ValueError(
-                f"num_samples = {self.num_samples} does not divide by {replicas} ranks: pass drop_last=True"
-            )
-        if self.generator is None:
-            # RandomSampler takes one number here; doing the same keeps augmentation equal between the two.
-            torch.empty((), dtype=torch.int64).random_()
-        ahead, batch = self.lookahead, self.batch_size
-        self._feedback.begin_epoch(None if ahead is None or batch is None else ahead * batch)
-        unconsumed = self.journal.oldest()
-        idle = last is not None and not self.journal.consumed_batches
-        if unconsumed is not None and unconsumed.cover is not None and not (idle and self._was_idle):
-            # A loop that broke off, or only looked at a batch: covering goes on after what was consumed, however far
-            # the loader had read ahead. But not twice in a row without progress, or one batch could block it for ever.
-            self._cover.go_back(unconsumed.cover)
-        self._was_idle = idle
-        if last is not None:
-            last.over = True
-            self.epoch += 0 if self._epoch_said else 1
-        self._epoch_said = False
-        self.journal.begin_epoch(batch is not None, (max(self.lag or 0, ahead or 0) + 1) * (batch or 0))
-        store.seed = self.seed
-        store.begin_epoch(self.epoch)
-        if store.tree.refit_gain(least=8):
-            store.tree.refit()
-        plan = policy.plan(store, store.clock, Rng(self.seed, self.epoch, 0, "plan"))
-        planned, total = None, len(self) * replicas
-        if plan is not None:
-            planned = PlannedEpoch(plan, len(store), self.seed, self.epoch)
-            total = planned.chosen
-            if self._num_samples is not None:  # a plan without codes has no end of its own
-                total = self._num_samples if plan.codes is None else min(total, self._num_samples)
-            total = (total // replicas if self.drop_last else -(-total // replicas)) * replicas
-        elif policy.observes:
-            # Without replacement everything comes once anyway, and what was covered would come twice.
-            self._cover.begin_epoch(self.seed, self.cover_first and self.scheme != "epoch")
-        self._under_way = Epoch(
-            store,
-            self.journal,
-            self._feedback,
-            self._cover,
-            planned,
-            number=self.epoch,
-            seed=self.seed,
-            total=total,
-            scheme=self.scheme,
-            batch_size=batch,
-            lag=self.lag,
-            mine=slice(rank, None, replicas) if replicas > 1 else None,
-        )
-        return self._under_way
+            return self._epochs.begin(settings, iterator)
 
 
 class PriorityBatchSampler(Sampler[list[int]]):
@@ -335,21 +412,36 @@ class PriorityBatchSampler(Sampler[list[int]]):
     def __init__(self, sampler: PrioritySampler, batch_size: int, drop_last: bool = False) -> None:
         if not isinstance(sampler, PrioritySampler):
             raise TypeError(f"sampler: expected a PrioritySampler, got {type(sampler).__name__}")
-        batch_size = integer("batch_size", batch_size, 1, 1 << 31)
-        replicas = sampler._slice()[1]
-        if sampler.batch_size not in (None, batch_size * replicas):
+        self.sampler, self.batch_size, self.drop_last = (
+            sampler,
+            integer("batch_size", batch_size, 1, 1 << 31),
+            drop_last,
+        )
+        ranks = sampler._share().ranks
+        if sampler.batch_size is not None and sampler.batch_size % self.batch_size:
             raise ValueError(
-                f"batch_size = {batch_size} on {replicas} ranks: the sampler's global one is {sampler.batch_size}"
+                f"batch_size = {batch_size} on {ranks} ranks: the sampler's global one is {sampler.batch_size}"
             )
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         sampler._check_scheme()
 
     def __iter__(self) -> Iterator[list[int]]:
-        sampler = self.sampler
-        sampler.batch_size = self.batch_size * sampler._slice()[1]
-        epoch = sampler._begin()
-        while (draws := epoch.next(self.drop_last)) is not None:
-            yield draws.indices.tolist()
+        return self._batches(self.sampler._epochs.iterator())
+
+    def _batches(self, iterator: int) -> Iterator[list[int]]:
+        sampler, drop_last = self.sampler, self.drop_last
+        ranks = place_in(sampler._group)[1] if sampler._replicas in (None, 1) else sampler._replicas
+        if sampler.batch_size not in (None, self.batch_size * ranks):
+            raise ValueError(
+                f"batch_size = {self.batch_size} on {ranks} ranks: the sampler's global one is {sampler.batch_size}"
+            )
+        sampler.batch_size = self.batch_size * ranks
+        epoch = sampler._begin(iterator)
+        while (draws := epoch.next(drop_last)) is not None:
+            if draws.share.dealt:
+                yield from draws.lists()
+            else:
+                draws.handed = len(draws.indices)
+                yield draws.indices.tolist()
 
     def __len__(self) -> int:
         n = len(self.sampler)
@@ -359,35 +451,67 @@ class PriorityBatchSampler(Sampler[list[int]]):
         """The sampler's ``set_epoch``."""
         self.sampler.set_epoch(epoch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's ``state_dict``."""
+        return self.sampler.state_dict()
 
-def slice_of_batch() -> tuple[int, int]:
-    """(rank, number of ranks) of the process group, (0, 1) where there is none."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The sampler's ``load_state_dict``."""
+        self.sampler.load_state_dict(state)
 
 
-def _store_of(source: Any, weights: Any) -> tuple[ScoreStore, Any]:
+class Checkpoint:
+    """A sampler's whole state as one object, for loops and trainers whose loader has no state of its own.
+
+    ``state_dict`` has the store, and where training stands, however far a loader had read ahead: the first draw that was
+    neither stepped nor skipped. The next iteration after ``load_state_dict`` goes on with that one, in any loader; the
+    loader, or trainer, is not to skip batches by itself.
+
+    Args:
+        sampler: a PrioritySampler, or a PriorityBatchSampler of one.
+    """
+
+    def __init__(self, sampler: PrioritySampler | PriorityBatchSampler) -> None:
+        self.sampler = sampler.sampler if isinstance(sampler, PriorityBatchSampler) else sampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; loads under ``torch.load(weights_only=True)``. Cost: O(size)."""
+        with self.sampler.store.lock:
+            return {"store": self.sampler.store.state_dict(), "sampler": self.sampler.consumed_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave. ValueError if it does not fit, before anything has changed."""
+        if not isinstance(state, Mapping) or set(state) != {"store", "sampler"}:
+            raise ValueError("not a state of a Checkpoint: expected 'store' and 'sampler'")
+        resume.check_state(state["sampler"])
+        self.sampler.store.load_state_dict(state["store"])
+        self.sampler.load_state_dict(state["sampler"])
+
+
+def _store_of(source: Any, weights: Any, own_shard: Callable[[int], int] | None) -> tuple[ScoreStore, Any, int | None]:
+    """The store, the data set, and its length where that is known to be the whole."""
     if weights is not None:
         if source is not None:
             raise TypeError("weights: give either weights, or a store, data set or size")
         array = one_dimensional(to_numpy(weights), "weights")
         if not len(array):
             raise ValueError("weights: expected at least one")
-        return ScoreStore(len(array), Given(array)), range(len(array))
+        if own_shard is not None:
+            raise ValueError("shard = 'sharded': give a store of this rank's shard, ScoreStore(n, Given(weights))")
+        return ScoreStore(len(array), Given(array)), range(len(array)), None
     if isinstance(source, ScoreStore):
-        return source, range(len(source))
+        return source, range(len(source)), None
     if isinstance(source, Sized):
         _refuse_weights(source)
         if not len(source):
             raise ValueError("source: the data set is empty")
-        return ScoreStore(len(source)), source
+        return ScoreStore(len(source) if own_shard is None else own_shard(len(source))), source, len(source)
     try:
         size = integer("source", source, 1)
     except TypeError:
         kind = type(source).__name__
         raise TypeError(f"source: expected a ScoreStore, a data set with a length, or a size, got {kind}") from None
-    return ScoreStore(size), range(size)
+    return ScoreStore(size if own_shard is None else own_shard(size)), range(size), size
 
 
 def _refuse_weights(source: Sized) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """The newest format that this version writes and reads."""
+KEPT = "kept."
+"""Before the names of arrays of what is kept with the store."""
 
 
 class State(NamedTuple):
@@ -31,26 +33,31 @@ class State(NamedTuple):
     clock: Clock
     seed: int
     skipped_nonfinite: int
+    kept: Mapping[str, Any] | None
 
 
 def pack(store: ScoreStore) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays by name, views of the store's own, and the plain values. The caller holds the store's lock."""
-    active, seed, epoch, following, bits = store.tree.parked
     arrays = {"priorities": store.tree.priorities, **_places(store)}
+    kept = store.record()
+    active, *_, bits = store.tree.parked
     if active:
         arrays["parked"] = np.frombuffer(bits, np.uint8)
-    policy_state: dict[str, Any] = {}
-    for name, value in store.policy.state.items():
-        if isinstance(value, np.ndarray):
-            arrays[f"policy.{name}"] = value
-        else:
-            policy_state[name] = copy.deepcopy(value)
-    return arrays, {
+    arrays.update({f"policy.{name}": v for name, v in store.policy.state.items() if isinstance(v, np.ndarray)})
+    if kept is not None:
+        arrays.update({KEPT + name: array for name, array in kept[0].items()})
+    return arrays, {**_plain_values(store), "kept": None if kept is None else kept[1]}
+
+
+def _plain_values(store: ScoreStore) -> dict[str, Any]:
+    active, seed, epoch, following, _ = store.tree.parked
+    state = {name: copy.deepcopy(v) for name, v in store.policy.state.items() if not isinstance(v, np.ndarray)}
+    return {
         "format": FORMAT,
         "size": len(store),
         "policy": store.policy.name,
         "policy_config": _plain(store.policy.config()),
-        "policy_state": policy_state,
+        "policy_state": state,
         "columns": {name: list(kind) if isinstance(kind, tuple) else kind for name, kind in store.types.items()},
         "epochs": store.epochs,
         "on_nonfinite": store.on_nonfinite,
@@ -123,7 +130,7 @@ def _places(store: ScoreStore) -> dict[str, Any]:
 
 def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> State:
     """The small part of a state. ``arrays``: whatever has their dtypes and shapes. Raises as ``unpack``."""
-    here = pack(store)[1]
+    here = _plain_values(store)
     for what in ("size", "policy", "columns", "policy_config"):
         if plain[what] != here[what]:
             raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here[what]!r}")
@@ -139,13 +146,15 @@ def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, A
     clock = Clock(integer("epoch", epoch, 0, (1 << 32) - 1), integer("step", step, 0), float(progress))
     seed = integer("seed", plain["seed"], 0, (1 << 64) - 1)
     skipped = integer("skipped_nonfinite", plain["skipped_nonfinite"], 0)
-    return State(copy.deepcopy(dict(plain["policy_state"])), list(kept), clock, seed, skipped)
+    return State(copy.deepcopy(dict(plain["policy_state"])), list(kept), clock, seed, skipped, plain.get("kept"))
 
 
 def _take_over(store: ScoreStore, state: State, arrays: Mapping[str, Any]) -> None:
     store.policy.state.update(state.policy)
     store.policy.state.update({name.removeprefix("policy."): arrays[name] for name in state.policy_arrays})
     store.clock, store.seed, store.skipped_nonfinite = state.clock, state.seed, state.skipped_nonfinite
+    kept = {name.removeprefix(KEPT): array for name, array in arrays.items() if name.startswith(KEPT)}
+    store.forget_keeper(None if state.kept is None else (kept, copy.deepcopy(dict(state.kept))))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from fastprio.tree import SumTree
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64
 
+Record = tuple[dict[str, Any], dict[str, Any]]
 MOST_EPOCH = (1 << 32) - 1
 PIECE = 1 << 20  # examples looked at together where all are; divides by 8
 ORIGINS = ("train", "score", "reference")
@@ -80,6 +81,8 @@ class ScoreStore:
         self.fresh = np.zeros((size + 7) // 8, np.uint8)  # a bit an example: scored since the epoch began
         self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self.kept: Record | None = None  # what was saved with the state that was loaded, until somebody takes it up
+        self._keeper: weakref.WeakMethod[Callable[[], Record]] | None = None
         self.policy.start(self)
         self._warm_up()
 
@@ -373,6 +376,19 @@ class ScoreStore:
         Cost: O(size). Peak memory: the store, and a few MB; the file is read straight into it.
         """
         return snapshot.load(path, cls, policy)
+
+    def keep(self, record: Callable[[], Record]) -> None:
+        """From now on saves (arrays by name, plain values), as this bound method, held weakly, gives them then."""
+        self._keeper, self.kept = weakref.WeakMethod(record), None
+
+    def record(self) -> Record | None:
+        """What is saved along with the store: of who draws from it now, or what was loaded and not taken up yet."""
+        keeper = None if self._keeper is None else self._keeper()
+        return keeper() if keeper is not None else self.kept
+
+    def forget_keeper(self, kept: Record | None) -> None:
+        """A state was loaded, and this with it: nobody draws from the store as it is now."""
+        self._keeper, self.kept = None, kept
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls a bound method, held weakly, after every change of priorities."""

@@ -58,6 +58,12 @@ class SumTree:
             return self._core.total
 
     @property
+    def unit(self) -> float:
+        """The priority that one unit of mass stands for, a power of two: ``total * unit`` is the sum of priorities."""
+        with self._lock:
+            return math.ldexp(1.0, -self._core.scale)
+
+    @property
     def max_priority(self) -> float:
         """The largest priority offered since the last ``refit`` or ``fill``; it sets the scale of the masses."""
         with self._lock:

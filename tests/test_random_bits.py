@@ -64,12 +64,12 @@ def test_no_two_uses_share_bits():
     places = itertools.product((0, 1, 2**32), (0, 1, 2), Purpose, range(4), range(4))
     seen = Counter(_core.word(s, e, core_purpose(p), n, a) for s, e, p, n, a in places)
     assert max(seen.values()) == 1
-    assert len(seen) == 3 * 3 * 6 * 4 * 4
+    assert len(seen) == 3 * 3 * 7 * 4 * 4
 
 
 def test_the_numbers_of_the_purposes_never_change():
     assert {p.name: p.value for p in _core.Purpose} == {p.name: p.value for p in Purpose}
-    assert [p.name for p in Purpose] == ["draw", "stratum", "cover", "plan", "redraw", "policy"]
+    assert [p.name for p in Purpose] == ["draw", "stratum", "cover", "plan", "redraw", "policy", "shard"]
 
 
 @pytest.mark.parametrize("isa", ISAS)

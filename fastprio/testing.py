@@ -1,0 +1,159 @@
+"""For tests of training code: does a run that is interrupted and resumed go on as if nothing had happened?"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
+
+Trained = tuple[int, int, bytes, bytes, bytes]
+"""Epoch, step, and the bytes of the indices, probabilities and weights of a batch."""
+
+
+def assert_same_after_resume(
+    make_loader: Callable[[], Any],
+    train_step: Callable[..., Any],
+    *,
+    epochs: int = 2,
+    at: Sequence[int] | None = None,
+) -> None:
+    """Trains once without interruption; then, from every state saved on the way, again with new objects to the end.
+
+    The resumed runs must train on the same batches with the same importance weights, and leave the same store, bit for
+    bit. A last run is interrupted at all points, one after another.
+
+    Args:
+        make_loader: makes everything anew: a PriorityLoader, or any loader with a PrioritySampler (with a
+            ``state_dict`` of its own, such as torchdata's StatefulDataLoader, or without); or a tuple of the loader and
+            whatever else has a state to save with it: model, optimizer, ...
+        train_step: ``train_step(loader, batch, *others)`` trains on one batch and steps the loader or its sampler.
+            torch's seed is set to the number of the step before each call.
+        epochs: how many the loop has; ``set_epoch`` is called at each one's head.
+        at: after how many steps to save, 0 being before the first draw; by default 0, 1, and around the end of the first
+            epoch and the middle of the second.
+
+    Raises: AssertionError that names the point and the first step that differs.
+    Cost: about (points + 2) trainings. States go through ``torch.save`` and ``torch.load(weights_only=True)``.
+    """
+    whole = _Run(make_loader, train_step, epochs)
+    every = list(whole.steps(0, 0))
+    first = sum(trained[0] == 0 for trained in every)
+    points = sorted({0, 1, first - 1, first, (first + len(every)) // 2} if at is None else set(at))
+    if not points or points[0] < 0 or points[-1] > len(every):
+        raise ValueError(f"at = {points}: this training has {len(every)} steps")
+    watched = _Run(make_loader, train_step, epochs)
+    states: dict[int, tuple[int, bytes]] = {}
+    trained = watched.until_end(0, 0, points, states)
+    _compare("a run that only saves", every, trained, whole, watched)
+    for point in points:
+        resumed = _Run(make_loader, train_step, epochs)
+        resumed.load(states[point][1])
+        rest = list(resumed.steps(point, states[point][0]))
+        _compare(f"a run resumed after step {point}", every[point:], rest, whole, resumed)
+    run, trained, epoch, begin = _Run(make_loader, train_step, epochs), [], 0, 0
+    for point in points:
+        saved: dict[int, tuple[int, bytes]] = {}
+        trained += run.until_end(begin, epoch, [point], saved, stop=True)
+        epoch, state = saved[point]
+        run, begin = _Run(make_loader, train_step, epochs), point
+        run.load(state)
+    trained += run.steps(begin, epoch)
+    _compare(f"a run resumed after each of the steps {points}", every, trained, whole, run)
+
+
+def sampler_of(loader: Any) -> PrioritySampler:
+    """The PrioritySampler of a loader, however wrapped. TypeError if it has none."""
+    seen = loader
+    for _ in range(8):
+        if isinstance(seen, PrioritySampler):
+            return seen
+        inner = getattr(seen, "sampler", None)
+        batches = getattr(seen, "batch_sampler", None)
+        if isinstance(seen, PriorityBatchSampler) or isinstance(inner, PrioritySampler) or batches is None:
+            seen = inner
+        else:
+            seen = batches
+    raise TypeError(f"loader: expected one with a PrioritySampler, got {type(loader).__name__}")
+
+
+class _Run:
+    """One training: everything made anew, and where it stands."""
+
+    def __init__(self, make_loader: Callable[[], Any], train_step: Callable[..., Any], epochs: int) -> None:
+        made = make_loader()
+        self.loader, *self.others = made if isinstance(made, tuple) else (made,)
+        self.sampler = sampler_of(self.loader)
+        self._train_step, self._epochs = train_step, epochs
+
+    def steps(self, step: int, epoch: int) -> Iterator[Trained]:
+        """Trains to the end from where it stands, after ``step`` steps in all, in ``epoch``."""
+        for number in range(epoch, self._epochs):
+            self.sampler.set_epoch(number)
+            for batch in self.loader:
+                drawn = self.sampler.indices, self.sampler.probabilities, self.sampler.weights.numpy()
+                torch.manual_seed(step)
+                self._train_step(self.loader, batch, *self.others)
+                yield number, step, *(array.tobytes() for array in drawn)
+                step += 1
+
+    def until_end(
+        self, step: int, epoch: int, points: Sequence[int], states: dict[int, tuple[int, bytes]], stop: bool = False
+    ) -> list[Trained]:
+        """The same, saving (epoch, state) at the points; with ``stop`` up to the last of them."""
+        trained: list[Trained] = []
+        if step in points:
+            states[step] = epoch, self.saved()
+        steps = self.steps(step, epoch)
+        while not (stop and step + len(trained) == points[-1]):
+            following = next(steps, None)
+            if following is None:
+                break
+            trained.append(following)
+            if step + len(trained) in points:
+                states[step + len(trained)] = following[0], self.saved()
+        return trained
+
+    def saved(self) -> bytes:
+        """The whole state, through a file."""
+        file = io.BytesIO()
+        if hasattr(self.loader, "state_dict"):
+            state = {"loader": self.loader.state_dict(), "store": self.sampler.store.state_dict()}
+        else:
+            state = {"both": Checkpoint(self.sampler).state_dict()}
+        torch.save({**state, "others": [other.state_dict() for other in self.others]}, file)
+        return file.getvalue()
+
+    def load(self, state: bytes) -> None:
+        """What ``saved`` gave."""
+        parts = torch.load(io.BytesIO(state), weights_only=True)
+        if "both" in parts:
+            Checkpoint(self.sampler).load_state_dict(parts["both"])
+        else:
+            self.sampler.store.load_state_dict(parts["store"])
+            self.loader.load_state_dict(parts["loader"])
+        for other, its in zip(self.others, parts["others"], strict=True):
+            other.load_state_dict(its)
+
+
+def _compare(what: str, expected: list[Trained], got: list[Trained], whole: _Run, run: _Run) -> None:
+    parts = ("epoch", "step", "indices", "probabilities", "weights")
+    for one, other in zip(expected, got, strict=False):
+        differs = [name for name, a, b in zip(parts, one, other, strict=True) if a != b]
+        if differs:
+            raise AssertionError(f"{what}: step {one[1]} of epoch {one[0]} has other {', '.join(differs)}")
+    if len(expected) != len(got):
+        raise AssertionError(f"{what}: {len(got)} steps, expected {len(expected)}")
+    one, other = whole.sampler.store.state_dict(), run.sampler.store.state_dict()
+    for name, array in one.pop("arrays").items():
+        if name.startswith("kept."):
+            continue
+        theirs = other["arrays"].get(name)
+        if theirs is None or array.numpy().tobytes() != theirs.numpy().tobytes():
+            raise AssertionError(f"{what}: the store ends with other {name}")
+    differs = [name for name in one if name != "kept" and repr(one[name]) != repr(other[name])]
+    if differs:
+        raise AssertionError(f"{what}: the store ends with other {', '.join(differs)}")

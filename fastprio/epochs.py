@@ -46,6 +46,11 @@ class Settings(NamedTuple):
     moves_torch: bool
 
     @property
+    def among_alike(self) -> Share:
+        """Which draws are this rank's among those of the ranks that draw alike: with shards, all."""
+        return Share() if self.sharded else self.share
+
+    @property
     def total(self) -> int:
         """Draws of all ranks that draw alike, in an epoch without a plan."""
         return self.draws if self.sharded or self.share.dealt else self.draws * self.share.ranks
@@ -189,7 +194,7 @@ class Epochs:
             scheme=now.scheme,
             batch_size=batch // now.share.ranks if now.sharded and batch is not None else batch,
             lag=now.lag,
-            share=Share() if now.sharded else now.share,
+            share=now.among_alike,
             shards=shards,
         )
 
@@ -262,7 +267,7 @@ class Epochs:
         # A snapshot from before an epoch's first draw is of the epoch before.
         before = state["iteration"] == saved.iteration - 1
         position, over = (0, False) if before else (state["position"], over)
-        again = resume.to_issue_again(saved, position, state["replay"], now.share, self._journal.depth)
+        again = resume.to_issue_again(saved, position, state["replay"], now.among_alike, self._journal.depth)
         shards = None if over else self._meet(now)
         self._journal.begin_epoch(now.batch_size is not None, _in_flight(now))
         self._feedback.waiting.clear()

@@ -78,7 +78,7 @@ class Feedback:
             self._put(taken, losses, observations)
         self._journal.consume(taken)
         if self.shards is not None:
-            self.shards.send()
+            self.shards.send(taken.number)
         return taken
 
     def _rows(self, taken: Taken) -> Int64:
@@ -115,7 +115,7 @@ class Feedback:
             self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, None, {}))
         self._journal.consume(taken)
         if self.shards is not None:
-            self.shards.send()
+            self.shards.send(taken.number)
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""

@@ -118,6 +118,10 @@ class PriorityLoader(DataLoader[Any]):
                 raise ValueError(
                     f"lag = {lag}: it needs batches in the order in which they were drawn, so in_order=True"
                 )
+            if ranks > 1 and store.policy.observes:
+                raise ValueError(
+                    f"in_order = False: {ranks} ranks gather their losses in the order in which batches were drawn"
+                )
             sampler.lookahead = None  # batches come as they are ready: step(..., indices=) says which
         sampler._check_scheme()
 

@@ -115,7 +115,8 @@ class Gathering:
 
     def gather(self, message: torch.Tensor, group: Any, ranks: int) -> None:
         """Starts the collective."""
-        self._all = torch.empty(ranks, message.numel(), dtype=torch.uint8, device=message.device)
+        self._ranks = ranks
+        self._all = torch.empty(ranks * message.numel(), dtype=torch.uint8, device=message.device)
         self._work = dist.all_gather_into_tensor(self._all, message, group=group, async_op=True)
         self._message = message  # until the collective is over
 
@@ -132,7 +133,7 @@ class Gathering:
 
     def _received(self) -> tuple[Int64, Any, dict[str, Any]]:
         self._work.wait()
-        table = self._all.cpu().numpy()
+        table = self._all.cpu().numpy().reshape(self._ranks, -1)
         headers = table[:, : 8 * len(HEADER)].copy().view(np.int64)
         self._check(headers)
         count, ranks = int(headers[0, 3]), len(headers)
@@ -187,16 +188,14 @@ class Shards:
         sizes = [size for _, size, _ in everyones]
         self.whole, self.offset = sum(sizes), sum(sizes[: self.rank])
         self.masses: Float64 = np.array([mass for _, _, mass in everyones])
-        self._steps = 0
         self._waiting: list[tuple[Any, torch.Tensor]] = []
 
-    def send(self) -> None:
-        """Tells the other ranks the mass of this one's shard as it is now. Does not wait."""
-        self._steps += 1
-        mine = np.array([self._steps, 0], np.int64)
+    def send(self, batch: int) -> None:
+        """Tells the other ranks the mass of this one's shard after a batch of this number. Does not wait."""
+        mine = np.array([batch, 0], np.int64)
         mine[1:].view(np.float64)[0] = self._tree.total * self._tree.unit
         message = torch.from_numpy(mine).to(self._device)
-        table = torch.empty(self.ranks, 2, dtype=torch.int64, device=self._device)
+        table = torch.empty(self.ranks * 2, dtype=torch.int64, device=self._device)
         self._waiting.append((dist.all_gather_into_tensor(table, message, group=self._group, async_op=True), table))
 
     def receive(self) -> None:
@@ -204,11 +203,11 @@ class Shards:
         waiting, self._waiting = self._waiting, []
         for work, table in waiting:
             work.wait()
-            rows = table.cpu().numpy()
+            rows = table.cpu().numpy().reshape(self.ranks, 2)
             if (rows[:, 0] != rows[0, 0]).any():
                 raise RuntimeError(
-                    f"ranks have stepped or skipped {rows[:, 0].tolist()} batches; call step(losses) or skip() once for "
-                    "every batch on each"
+                    f"ranks have stepped or skipped different batches, {rows[:, 0].tolist()}: call step(losses) or skip() "
+                    "once for every batch on each"
                 )
             self.masses = rows[:, 1].copy().view(np.float64)
 

@@ -1,0 +1,266 @@
+"""Sharded: every rank draws from a shard of its own, and the weighted gradient is still that of the whole."""
+
+import io
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from rank_helpers import loss_of, on_ranks, state_of
+from torch.utils.data import DataLoader
+
+from fastprio import Checkpoint, PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, shard_of
+from fastprio.policies import Given, LossPower
+
+N, BATCH = 61, 8
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return index
+
+    def __len__(self):
+        return N
+
+
+def test_shards_are_contiguous_and_even():
+    for size in (4, 7, 61, 1000):
+        for ranks in (1, 2, 3, 4):
+            shards = [shard_of(size, rank, ranks) for rank in range(ranks)]
+            assert [i for shard in shards for i in shard] == list(range(size))
+            assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert shard_of(9) == range(9)
+    for arguments, message in (((3, 0, 4), "at least one example for each of 4 ranks"), ((8, 4, 4), "rank = 4")):
+        with pytest.raises(ValueError, match=message):
+            shard_of(*arguments)
+    with pytest.raises(ValueError, match="give both or neither"):
+        shard_of(8, rank=1)
+
+
+def loader_of(ranks, **arguments):
+    return PriorityLoader(Numbers(), BATCH // ranks, epochs=3, seed=5, shard="sharded", **arguments)
+
+
+def learns(rank, ranks, workers):
+    loader = loader_of(ranks, num_workers=workers)
+    seen, step = [], 0
+    for _ in range(3):
+        for batch in loader:
+            assert batch.tolist() == loader.indices.tolist()
+            seen.append(batch.tolist())
+            loader.step(loss_of(batch, step))
+            step += 1
+    return seen, loader.store.column("loss").copy(), len(loader.store), dict(loader.stats())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_draws_from_its_shard_and_learns_it(ranks, workers):
+    results = on_ranks(ranks, learns, ranks, workers)
+    lengths = {len(seen) for seen, *_ in results}
+    assert len(lengths) == 1  # batches are equal on all ranks
+    for rank, (seen, losses, size, stats) in enumerate(results):
+        shard = shard_of(N, rank, ranks)
+        assert size == len(shard)
+        assert {i for batch in seen for i in batch} == set(shard)  # nothing else, and all of it
+        last = {}
+        for step, batch in enumerate(seen):
+            for i, loss in zip(batch, loss_of(batch, step).tolist(), strict=True):
+                last[i] = loss
+        assert losses.tolist() == [last[i] for i in shard]
+        assert stats["coverage"] == 1
+    assert results[0][0] != [[i - len(shard_of(N, 0, ranks)) for i in batch] for batch in results[1][0]]
+
+
+def weights_of_all(rank, ranks, beta, losses):
+    """For every example of the shard: its probability in one draw of this rank, and its weight."""
+    shard = shard_of(N, rank, ranks)
+    store = ScoreStore(len(shard), LossPower(alpha=1.0, beta=beta))
+    store.update(range(len(shard)), losses[shard.start : shard.stop])
+    sampler = PrioritySampler(store, 400 * BATCH, batch_size=BATCH, seed=2, shard="sharded")
+    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    found, counts = {}, np.zeros(N)
+    for batch in loader:
+        for i, p, w in zip(batch.tolist(), sampler.probabilities.tolist(), sampler.weights.tolist(), strict=True):
+            assert found.setdefault(i, (p, w)) == (p, w)
+            counts[i] += 1
+        sampler.skip()
+    masses = {i + shard.start: m for i, m in enumerate(store.tree[np.arange(len(shard))].tolist())}
+    return found, masses, counts
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_expected_weighted_gradient_is_that_of_one_process(ranks, beta):
+    losses = np.random.default_rng(1).gamma(1.0, size=N).astype(np.float32) + np.float32(0.05)
+    losses[shard_of(N, 1, ranks).start :] *= 3  # shards of unequal mass
+    results = on_ranks(ranks, weights_of_all, ranks, beta, losses)
+    masses = {i: Fraction(m) for _, shard, _ in results for i, m in shard.items()}
+    whole = sum(masses.values())
+    for found, shard, counts in results:
+        of_shard = sum(Fraction(m) for m in shard.values())
+        assert set(found) == set(shard)  # 400 batches meet every example of so small a shard
+        for i, (probability, weight) in found.items():
+            p = masses[i] / whole
+            assert probability == pytest.approx(float(p), rel=1e-6)
+            # The law: drawn here with m_i / M_r; w = R M_r / M (N P)^-beta. So with beta = 1 every example is worth 1 / N.
+            assert weight == pytest.approx(float(ranks * of_shard / whole) * float(N * p) ** -beta, rel=1e-5)
+            worth = float(masses[i] / of_shard) * weight / ranks
+            assert worth == pytest.approx(float(p) * float(N * p) ** -beta, rel=1e-5)
+            if beta == 1:
+                assert worth == pytest.approx(1 / N, rel=1e-5)
+        drawn = 400 * BATCH / ranks
+        for i, m in shard.items():
+            expected = drawn * float(Fraction(m) / of_shard)
+            assert abs(counts[i] - expected) < 6 * np.sqrt(expected) + 6
+
+
+def fixed(rank, ranks):
+    shard = shard_of(N, rank, ranks)
+    weights = np.arange(N, dtype=np.float32)[shard.start : shard.stop]
+    sampler = PrioritySampler(ScoreStore(len(shard), Given(weights)), 4000, batch_size=BATCH, shard="sharded")
+    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    total = 0.0
+    for batch in loader:
+        total += float(sampler.step(batch.float()))
+    return total / len(loader)
+
+
+def test_fixed_weights_keep_their_law():
+    w = np.arange(N, dtype=float)
+    assert np.mean(on_ranks(2, fixed, 2)) == pytest.approx((w * w).sum() / w.sum(), rel=0.02)
+
+
+def without_mass(rank, ranks):
+    shard = shard_of(N, rank, ranks)
+    store = ScoreStore(len(shard), Given(np.full(len(shard), float(rank), np.float32)))
+    sampler = PrioritySampler(store, 800, batch_size=BATCH, shard="sharded")
+    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    drawn, weights = [], []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in loader:
+            drawn += batch.tolist()
+            weights += sampler.weights.tolist()
+            sampler.step(batch.float())
+    return drawn, weights, [str(w.message) for w in caught if "above zero" in str(w.message)]
+
+
+def test_a_shard_without_mass_draws_uniformly_with_weight_zero_and_warns_once():
+    (drawn, weights, said), (others, their_weights, silence) = on_ranks(2, without_mass, 2)
+    assert set(weights) == {0.0}
+    assert set(drawn) == set(shard_of(N, 0, 2))
+    assert len(drawn) == len(others) == 400
+    assert len(said) == 1
+    assert not silence
+    assert set(their_weights) == {2.0}  # R M_r / M
+
+
+def nothing_anywhere(rank, ranks):
+    shard = shard_of(N, rank, ranks)
+    sampler = PrioritySampler(ScoreStore(len(shard), Given()), 80, batch_size=BATCH, shard="sharded")
+    try:
+        next(iter(sampler))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_no_mass_on_any_rank_is_an_error():
+    for found in on_ranks(2, nothing_anywhere, 2):
+        assert "nothing" in found or "priority above zero" in found
+
+
+def resumes(rank, ranks):
+    whole = loader_of(ranks, num_workers=1)
+    trained, state = [], None
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        for batch in whole:
+            trained.append((batch.tolist(), whole.weights.tolist()))
+            whole.step(loss_of(batch, len(trained)))
+            if len(trained) == 11:
+                file = io.BytesIO()
+                torch.save(whole.state_dict(), file)
+                state = file.getvalue()
+    again = loader_of(ranks, num_workers=1)
+    again.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+    rest = []
+    for epoch in range(1, 3):
+        again.set_epoch(epoch)
+        for batch in again:
+            rest.append((batch.tolist(), again.weights.tolist()))
+            again.step(loss_of(batch, 11 + len(rest)))
+    assert rest == trained[11:]
+    assert state_of(again.store) == state_of(whole.store)
+    return state
+
+
+def at_another_number(rank, ranks, states):
+    loader = loader_of(ranks)
+    try:
+        loader.load_state_dict(torch.load(io.BytesIO(states[rank % len(states)]), weights_only=True))
+        next(iter(loader))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_a_run_resumes_exactly_on_as_many_ranks_and_refuses_others():
+    states = on_ranks(2, resumes, 2)
+    for found in on_ranks(4, at_another_number, 4, states):
+        assert "size is 30, this store's is 15" in found or "size is 31, this store's is" in found
+    swapped = on_ranks(2, at_another_number, 2, states[::-1])
+    assert all("this" in found for found in swapped)
+
+
+def refuses(rank, ranks):
+    found = {}
+    store = ScoreStore(len(shard_of(N)), "infobatch", epochs=3)
+    makes = {
+        "plan": lambda: PrioritySampler(store, N, batch_size=BATCH, shard="sharded"),
+        "batch": lambda: PrioritySampler(N, shard="sharded"),
+        "samples": lambda: PrioritySampler(store, batch_size=BATCH, shard="sharded"),
+        "replicas": lambda: PrioritySampler(N, batch_size=BATCH, shard="sharded", num_replicas=2, rank=0),
+        "seeds": lambda: PrioritySampler(N, batch_size=BATCH, shard="sharded", seed=rank),
+        "weights": lambda: PrioritySampler(weights=np.ones(N), batch_size=BATCH, shard="sharded"),
+        "name": lambda: PrioritySampler(N, batch_size=BATCH, shard="shared"),
+    }
+    for name, make in makes.items():
+        try:
+            sampler = make()
+            if name == "plan":
+                store.update(range(len(store)), np.ones(len(store), np.float32))
+            next(iter(sampler))
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_what_cannot_work_is_refused():
+    for found in on_ranks(2, refuses, 2):
+        assert "plans epochs of other lengths" in found["plan"]
+        assert "pass batch_size=" in found["batch"]
+        assert "num_samples" in found["samples"]
+        assert "leave out num_replicas" in found["replicas"]
+        assert "rank 0 and rank 1 differ" in found["seeds"]
+        assert "ScoreStore(n, Given(weights))" in found["weights"]
+        assert "shard = 'shared'" in found["name"]
+
+
+def unequal_steps(rank, ranks):
+    sampler = PrioritySampler(N, batch_size=BATCH, shard="sharded")
+    try:
+        for batch in DataLoader(
+            Numbers(), BATCH // ranks // (rank + 1), sampler=sampler
+        ):  # rank 1 takes them in halves
+            sampler.step(loss_of(batch, 0))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def test_ranks_that_do_not_step_alike_find_out():
+    for found in on_ranks(2, unequal_steps, 2):
+        assert "ranks have stepped or skipped different batches, [1, 0]" in found

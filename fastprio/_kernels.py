@@ -61,6 +61,18 @@ def mark(seen: Uint8, fresh: Uint8, indices: Int64) -> None:
 
 
 @kernel
+def note(seen: Uint8, fresh: Uint8, learnt: Int64, shift: int, step: int, indices: Int64) -> None:
+    """``mark``, and for every 2^shift-th example, at which step."""
+    for j in range(indices.size):
+        i = indices[j]
+        bit = np.uint8(1 << (i & 7))
+        seen[i >> 3] |= bit
+        fresh[i >> 3] |= bit
+        if i & ((1 << shift) - 1) == 0:
+            learnt[i >> shift] = step
+
+
+@kernel
 def get_bit(bits: Uint8, i: int) -> bool:
     """Bit i of a packed array."""
     return bool(bits[i >> 3] >> (i & 7) & 1)

@@ -212,8 +212,8 @@ class Epoch:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"epoch {self.number}: no example of this rank's shard has a priority above zero; it draws uniformly with "
-                "weight 0 until one has",
+                f"epoch {self.number}: no example of this rank's shard has a priority above zero; it draws uniformly "
+                "with weight 0 until one has",
                 stacklevel=2,
             )
         indices = Rng(self.seed, self.number, offset, "draw").integers(len(self._store), count)

@@ -158,8 +158,8 @@ class Epochs:
             if plan.codes is None:
                 return now.draws
             raise ValueError(
-                f"shard = 'sharded': policy {self._store.policy.name!r} plans epochs of other lengths on every rank; use "
-                "'replicated'"
+                f"shard = 'sharded': policy {self._store.policy.name!r} plans epochs of other lengths on every rank; "
+                "use 'replicated'"
             )
         total = chosen
         if now.num_samples is not None:  # a plan without codes has no end of its own
@@ -307,8 +307,8 @@ class Epochs:
         """The same without a journal, where nothing is learnt, and a draw is a function of its number."""
         if state["iteration"] and self._store.policy.observes:
             raise ValueError(
-                "the state of the store that was saved at the same moment has not been loaded: its journal is needed to "
-                "go on exactly (store.load_state_dict, or a sampler made with the store that was loaded)"
+                "the state of the store that was saved at the same moment has not been loaded: its journal is needed "
+                "to go on exactly (store.load_state_dict, or a sampler made with the store that was loaded)"
             )
         if state["iteration"] == 0 or over:
             following = state["epoch"] + (state["iteration"] > 0)

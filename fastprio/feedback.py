@@ -152,8 +152,8 @@ class Feedback:
                         raise
                     ranks = self.exchange.ranks
                     raise ValueError(
-                        f"batch {update.number} of epoch {self.epoch}, rows of all {ranks} ranks (row k is of rank k mod "
-                        f"{ranks} if all stepped): {error}"
+                        f"batch {update.number} of epoch {self.epoch}, rows of all {ranks} ranks (row k is of rank k "
+                        f"mod {ranks} if all stepped): {error}"
                     ) from error
 
     def _check_left(self, count: int) -> None:
@@ -192,7 +192,7 @@ class Update:
         self._observations = observations
 
     def result(self) -> tuple[Int64, Any, dict[str, Any]]:
-        """Rows of the store, losses, observations. Waits until the copies are there, which they are by the next draw."""
+        """Rows of the store, losses, observations. Waits until copies are there, which they are by the next draw."""
         if self._copied is not None:
             self._copied.synchronize()
         others = {name: to_numpy(value) for name, value in self._observations.items()}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SKIP, STEP, OTHER = 0, 1, 2
 """What a rank did with its part of a batch: OTHER is a step with observations that do not fit the first one's."""
 HEADER = ("what", "epoch", "draw", "count", "sum of the indices", "batches drawn")
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 Schema = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
@@ -117,7 +118,7 @@ class Gathering:
         """Starts the collective."""
         self._ranks = ranks
         self._all = torch.empty(ranks * message.numel(), dtype=torch.uint8, device=message.device)
-        self._work = dist.all_gather_into_tensor(self._all, message, group=group, async_op=True)
+        self._work = _all_gather(self._all, message, group=group, async_op=True)
         self._message = message  # until the collective is over
 
     def result(self) -> tuple[Int64, Any, dict[str, Any]]:
@@ -161,8 +162,8 @@ class Gathering:
                 for r in (0, rank)
             ]
             raise RuntimeError(
-                f"ranks have drawn differently. Rank 0: {seen[0]}. Rank {rank}: {seen[1]}. Give all ranks the same seed, "
-                "settings and store, step once for every batch on each, and pass lag= where loaders draw in threads"
+                f"ranks have drawn differently. Rank 0: {seen[0]}. Rank {rank}: {seen[1]}. Give all ranks the same "
+                "seed, settings and store, step once for every batch on each, and pass lag= if loaders draw in threads"
             )
 
 
@@ -196,7 +197,7 @@ class Shards:
         mine[1:].view(np.float64)[0] = self._tree.total * self._tree.unit
         message = torch.from_numpy(mine).to(self._device)
         table = torch.empty(self.ranks * 2, dtype=torch.int64, device=self._device)
-        self._waiting.append((dist.all_gather_into_tensor(table, message, group=self._group, async_op=True), table))
+        self._waiting.append((_all_gather(table, message, group=self._group, async_op=True), table))
 
     def receive(self) -> None:
         """Waits for what was sent. RuntimeError if a rank failed, or did not step as often as this one."""
@@ -206,8 +207,8 @@ class Shards:
             rows = table.cpu().numpy().reshape(self.ranks, 2)
             if (rows[:, 0] != rows[0, 0]).any():
                 raise RuntimeError(
-                    f"ranks have stepped or skipped different batches, {rows[:, 0].tolist()}: call step(losses) or skip() "
-                    "once for every batch on each"
+                    f"ranks have stepped or skipped different batches, {rows[:, 0].tolist()}: call step(losses) or "
+                    "skip() once for every batch on each"
                 )
             self.masses = rows[:, 1].copy().view(np.float64)
 

@@ -193,8 +193,8 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
     """
     if position > saved.drawn:
         raise ValueError(
-            f"the loader's state is of draw {position} of epoch {saved.epoch}, the store's journal ends at {saved.drawn}: "
-            "they were not saved at the same moment"
+            f"the loader's state is of draw {position} of epoch {saved.epoch}, the store's journal ends at "
+            f"{saved.drawn}: they were not saved at the same moment"
         )
     begin = saved.drawn
     for entry in reversed(saved.entries):
@@ -205,9 +205,9 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
         batch = saved.settings["batch_size"] or 1
         consumed = max(saved.drawn - sum(len(e.indices) - e.consumed for e in saved.entries), begin)
         raise ValueError(
-            f"the loader's state is of draw {position} of epoch {saved.epoch}, but the journal keeps those from {begin} on: "
-            f"going back so far needs depth={-(-(consumed - position) // batch)}, and this sampler's is {depth}. Pass more, "
-            "or let the loader take snapshots more often (snapshot_every_n_steps)"
+            f"the loader's state is of draw {position} of epoch {saved.epoch}, but the journal keeps those from "
+            f"{begin} on: going back so far needs depth={-(-(consumed - position) // batch)}, and this sampler's is "
+            f"{depth}. Pass more, or let the loader take snapshots more often (snapshot_every_n_steps)"
         )
     again = []
     for entry in saved.entries:
@@ -218,8 +218,8 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
         if not share.dealt:
             if len(entry.indices) % share.ranks or handed % share.ranks or consumed % share.ranks:
                 raise ValueError(
-                    f"batch {entry.number} of epoch {saved.epoch}, {len(entry.indices)} draws of which {handed} were issued, "
-                    f"does not divide by {share.ranks} ranks"
+                    f"batch {entry.number} of epoch {saved.epoch}, {len(entry.indices)} draws of which {handed} were "
+                    f"issued, does not divide by {share.ranks} ranks"
                 )
             handed //= share.ranks
         draws.handed = handed

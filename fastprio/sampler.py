@@ -99,8 +99,8 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"num_samples = {num_samples}: expected at most {len(self.store)} without replacement")
         if shard == "sharded" and (num_replicas is not None or (num_samples is None and whole is None)):
             raise ValueError(
-                "shard = 'sharded': ranks are those of the process group, so leave out num_replicas and rank, and with a "
-                "store of this rank's shard pass num_samples, the draws an epoch of all ranks"
+                "shard = 'sharded': ranks are those of the process group, so leave out num_replicas and rank, and with "
+                "a store of this rank's shard pass num_samples, the draws an epoch of all ranks"
             )
         if (num_replicas is None) != (rank is None):
             raise ValueError("num_replicas and rank: give both or neither")
@@ -349,14 +349,14 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError("split_batches=True cuts batches otherwise than the losses are gathered; use False")
         if dealer is not None and share.ranks > 1 and not share.dealt:
             raise ValueError(
-                f"{share.ranks} ranks: this loader deals batches to ranks by itself, and a sampler that slices would lose "
-                "all but one in so many; pass num_replicas=1, rank=0 and the global batch_size (per rank * ranks)"
+                f"{share.ranks} ranks: this loader deals batches to ranks by itself, and a sampler that slices would "
+                "lose all but one in so many; pass num_replicas=1, rank=0 and the global batch_size (per rank * ranks)"
             )
         if share.dealt and dealer is None:
             raise ValueError(
                 f"num_replicas = 1 in a group of {ranks}: this leaves slicing to the loader, but no loader that deals "
-                "batches to ranks (Accelerate's) asks for them; leave num_replicas and rank out, or, where all ranks are "
-                "to have the same batches, pass process_group= of the data-parallel ranks"
+                "batches to ranks (Accelerate's) asks for them; leave num_replicas and rank out, or, where all ranks "
+                "are to have the same batches, pass process_group= of the data-parallel ranks"
             )
         if not policy.observes or share.ranks == 1:
             return
@@ -463,16 +463,19 @@ class PriorityBatchSampler(Sampler[list[int]]):
 class Checkpoint:
     """A sampler's whole state as one object, for loops and trainers whose loader has no state of its own.
 
-    ``state_dict`` has the store, and where training stands, however far a loader had read ahead: the first draw that was
-    neither stepped nor skipped. The next iteration after ``load_state_dict`` goes on with that one, in any loader; the
-    loader, or trainer, is not to skip batches by itself.
+    ``state_dict`` has the store, and where training stands, however far a loader had read ahead: the first draw that
+    was neither stepped nor skipped. The next iteration after ``load_state_dict`` goes on with that one, in any loader;
+    the loader, or trainer, is not to skip batches by itself.
 
     Args:
         sampler: a PrioritySampler, or a PriorityBatchSampler of one.
     """
 
     def __init__(self, sampler: PrioritySampler | PriorityBatchSampler) -> None:
-        self.sampler = sampler.sampler if isinstance(sampler, PriorityBatchSampler) else sampler
+        found = sampler.sampler if isinstance(sampler, PriorityBatchSampler) else sampler
+        if not isinstance(found, PrioritySampler):
+            raise TypeError(f"sampler: expected a PrioritySampler, got {type(found).__name__}")
+        self.sampler = found
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; loads under ``torch.load(weights_only=True)``. Cost: O(size)."""

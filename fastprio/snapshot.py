@@ -125,7 +125,9 @@ def check_format(plain: Mapping[str, Any]) -> None:
 
 def _places(store: ScoreStore) -> dict[str, Any]:
     """Where the arrays of a state go that have the size of the store, but for the tree's."""
-    return {"fresh": store.fresh} | {f"column.{name}": column for name, column in store.columns.items()}
+    return {"fresh": store.fresh, "learnt": store.learnt} | {
+        f"column.{name}": column for name, column in store.columns.items()
+    }
 
 
 def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> State:

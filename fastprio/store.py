@@ -13,7 +13,7 @@ import torch
 
 from fastprio import _file, snapshot
 from fastprio._arrays import as_float32, as_indices, integer, to_numpy
-from fastprio._kernels import any_bad, mark
+from fastprio._kernels import any_bad, note
 from fastprio._locks import fork_safe_lock
 from fastprio._random import Rng
 from fastprio.policies.base import Clock, Observation, Policy, make
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Record = tuple[dict[str, Any], dict[str, Any]]
 MOST_EPOCH = (1 << 32) - 1
+AGES = 13
+"""The ages of scores are known of at most 2^AGES examples, evenly spread: enough for their mean."""
 PIECE = 1 << 20  # examples looked at together where all are; divides by 8
 ORIGINS = ("train", "score", "reference")
 
@@ -79,6 +81,7 @@ class ScoreStore:
         self._columns = {name: _allocate(kind, size) for name, kind in self.types.items()}
         self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
         self.fresh = np.zeros((size + 7) // 8, np.uint8)  # a bit an example: scored since the epoch began
+        self.learnt = _ages(size)  # of some examples, after how many updates their scores were learnt; -1: not yet
         self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.kept: Record | None = None  # what was saved with the state that was loaded, until somebody takes it up
@@ -95,7 +98,9 @@ class ScoreStore:
     @property
     def nbytes(self) -> int:
         """Bytes of the tree, the columns and the bits."""
-        return self.tree.nbytes + int(self.fresh.nbytes + sum(c.nbytes for c in self._columns.values()))
+        return self.tree.nbytes + int(
+            self.fresh.nbytes + self.learnt.nbytes + sum(c.nbytes for c in self._columns.values())
+        )
 
     @property
     def priorities(self) -> Float32:
@@ -161,6 +166,7 @@ class ScoreStore:
     def update_rows(self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]) -> None:
         """``update`` for a caller that has arrays already, such as a sampler in every step."""
         with self.lock:  # also while checking: compiled loops rely on it, and another thread may resize
+            size = len(self.tree)
             at, obs, skipped = self._checked(at, loss, origin, observations)
             if self._infallible:
                 priorities = self._let_policy_observe(at, obs)
@@ -169,7 +175,7 @@ class ScoreStore:
             else:
                 self._observe_or_undo(at, obs)
             if origin != "reference":
-                mark(self._columns["seen"], self.fresh, at)
+                note(self._columns["seen"], self.fresh, self.learnt, _shift(size), self.clock.step, at)
             self.clock.step += 1
             self.skipped_nonfinite += skipped
         if self._listeners:
@@ -305,6 +311,12 @@ class ScoreStore:
             for name, kind in {**self.types, "seen": "bit"}.items():
                 self._columns[name] = _resized(self._columns[name], kind, kept, size)
             self.fresh = _resized(self.fresh, "bit", kept, size)
+            learnt, step = _ages(size), 1 << abs(_shift(size) - _shift(len(self)))
+            known = self.learnt[::step] if _shift(size) > _shift(len(self)) else self.learnt
+            places = learnt if _shift(size) >= _shift(len(self)) else learnt[::step]
+            both = min(len(places), len(known))
+            places[:both] = known[:both]
+            self.learnt = learnt
             self.tree = tree
         self._changed()
 
@@ -313,6 +325,8 @@ class ScoreStore:
 
         * ``coverage``: share of the examples ever scored, in [0, 1].
         * ``staleness``: share of those not scored since the current epoch began, in [0, 1].
+        * ``score_age``: how many updates ago, on average, the scores were learnt, of up to 8,192 scored examples that
+          stand evenly in the store. An update is a batch, of all ranks together.
         * ``effective_sample_size``: (sum p)^2 / sum p^2, in [0, size]: as many equal examples draw as evenly.
         * ``tau``: sqrt(1 + CV^2) = sqrt(size / effective_sample_size), >= 1: how much selection could speed up
           (Katharopoulos and Fleuret, arXiv 1803.00942). Near 1, priorities hardly differ.
@@ -325,6 +339,7 @@ class ScoreStore:
             scores = self.tree.priorities
             if self.tree.total == 0 and "loss" in self._columns:
                 scores = self._columns["loss"]
+            learnt = self.learnt[self.learnt >= 0]
             seen, fresh = (int(np.unpackbits(bits).sum(dtype=np.int64)) for bits in (self._columns["seen"], self.fresh))
             first = float(scores.sum(dtype=np.float64))
             second = float(np.einsum("i,i->", scores, scores, dtype=np.float64))
@@ -335,6 +350,7 @@ class ScoreStore:
                 "size": float(len(self)),
                 "coverage": seen / len(self),
                 "staleness": 1 - fresh / seen if seen else 0.0,
+                "score_age": float((self.clock.step - 1 - learnt).mean()) if len(learnt) else 0.0,
                 "effective_sample_size": effective,
                 "tau": float(np.sqrt(len(self) / effective)) if effective > 0 else 1.0,
                 "top_1pct_share": largest / first if first > 0 else 0.0,
@@ -404,10 +420,19 @@ class ScoreStore:
         # Compiles the policy's loops now, on no rows, and not in the first step of training.
         none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
         any_bad(np.empty(0, np.int64), none.loss, len(self), -np.inf)
-        mark(self._columns["seen"], self.fresh, np.empty(0, np.int64))
+        note(self._columns["seen"], self.fresh, self.learnt, 0, 0, np.empty(0, np.int64))
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()
+
+
+def _shift(size: int) -> int:
+    """Ages are known of every 2^shift-th example."""
+    return max(0, (size - 1).bit_length() - AGES)
+
+
+def _ages(size: int) -> Int64:
+    return np.full(((size - 1) >> _shift(size)) + 1, -1, np.int64)
 
 
 def _infallible(policy: type[Policy]) -> bool:

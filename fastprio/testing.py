@@ -33,8 +33,8 @@ def assert_same_after_resume(
         train_step: ``train_step(loader, batch, *others)`` trains on one batch and steps the loader or its sampler.
             torch's seed is set to the number of the step before each call.
         epochs: how many the loop has; ``set_epoch`` is called at each one's head.
-        at: after how many steps to save, 0 being before the first draw; by default 0, 1, and around the end of the first
-            epoch and the middle of the second.
+        at: after how many steps to save, 0 being before the first draw; by default 0, 1, and around the end of the
+            first epoch and the middle of the rest.
 
     Raises: AssertionError that names the point and the first step that differs.
     Cost: about (points + 2) trainings. States go through ``torch.save`` and ``torch.load(weights_only=True)``.
@@ -97,7 +97,7 @@ class _Run:
                 drawn = self.sampler.indices, self.sampler.probabilities, self.sampler.weights.numpy()
                 torch.manual_seed(step)
                 self._train_step(self.loader, batch, *self.others)
-                yield number, step, *(array.tobytes() for array in drawn)
+                yield number, step, drawn[0].tobytes(), drawn[1].tobytes(), drawn[2].tobytes()
                 step += 1
 
     def until_end(
@@ -147,13 +147,13 @@ def _compare(what: str, expected: list[Trained], got: list[Trained], whole: _Run
             raise AssertionError(f"{what}: step {one[1]} of epoch {one[0]} has other {', '.join(differs)}")
     if len(expected) != len(got):
         raise AssertionError(f"{what}: {len(got)} steps, expected {len(expected)}")
-    one, other = whole.sampler.store.state_dict(), run.sampler.store.state_dict()
-    for name, array in one.pop("arrays").items():
+    ours, theirs = whole.sampler.store.state_dict(), run.sampler.store.state_dict()
+    arrays, others = ours.pop("arrays"), theirs.pop("arrays")
+    for name, array in arrays.items():
         if name.startswith("kept."):
             continue
-        theirs = other["arrays"].get(name)
-        if theirs is None or array.numpy().tobytes() != theirs.numpy().tobytes():
+        if name not in others or array.numpy().tobytes() != others[name].numpy().tobytes():
             raise AssertionError(f"{what}: the store ends with other {name}")
-    differs = [name for name in one if name != "kept" and repr(one[name]) != repr(other[name])]
+    differs = [name for name in ours if name != "kept" and repr(ours[name]) != repr(theirs[name])]
     if differs:
         raise AssertionError(f"{what}: the store ends with other {', '.join(differs)}")

@@ -82,7 +82,7 @@ def test_any_reader_of_safetensors_reads_the_arrays(tmp_path):
     arrays = load_file(tmp_path / "store")
     expected = {f"column.{name}": column for name, column in store.columns.items()}
     expected |= {"priorities": store.priorities, "policy.largest": store.policy.state["largest"]}
-    assert arrays.keys() == expected.keys() | {"fresh", "parked"}
+    assert arrays.keys() == expected.keys() | {"fresh", "learnt", "parked"}
     for name, array in expected.items():
         assert arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(arrays[name], array)

@@ -167,7 +167,9 @@ def test_with_a_real_model_all_ranks_agree(ranks):
         assert parameters == results[0][2]
     batches = [interleaved(parts) for parts in zip(*[found[0] for found in results], strict=True)]
     assert len(batches) == 3 * N // BATCH
-    assert sorted(sum(batches[: N // BATCH], [])) == list(range(N))  # the first epoch covers, each example on one rank
+    assert sorted(i for batch in batches[: N // BATCH] for i in batch) == list(
+        range(N)
+    )  # the first epoch covers, each example on one rank
     for slices in zip(*[found[0] for found in results], strict=True):
         assert len({tuple(part) for part in slices}) == ranks
 

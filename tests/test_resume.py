@@ -1,11 +1,17 @@
 """A run interrupted anywhere and resumed goes on with the same batches, weights and store, to the bit."""
 
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import fastprio
-from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore
+from fastprio import Checkpoint, PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore
 from fastprio.policies import LossPower
 from fastprio.testing import assert_same_after_resume, sampler_of
 
@@ -96,5 +102,306 @@ def test_single_draws_without_a_batch_size(kind, replacement):
     assert_same_after_resume(make_loader, train_step, epochs=3)
 
 
-def test_names():
-    assert fastprio.Checkpoint
+# In a new process, through files, and in ways that are not the harness's.
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_resume import Numbers, make, train_step
+from fastprio.testing import sampler_of
+torch.manual_seed(0)
+loader = make("own", workers=2)()
+begin, stop, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if begin:
+    loader.load_state_dict(torch.load(path, weights_only=True))
+step = begin
+while step < stop:
+    for batch in loader:
+        print(sampler_of(loader).indices.tolist(), sampler_of(loader).weights.tolist())
+        torch.manual_seed(step)
+        train_step(loader, batch)
+        step += 1
+        if step == stop:
+            break
+torch.save(loader.state_dict(), path)
+"""
+
+
+def test_new_processes_go_on(tmp_path):
+    def process(begin, stop, name):
+        script = SCRIPT.format(tests=str(Path(__file__).parent))
+        run = [sys.executable, "-c", script, str(begin), str(stop), str(tmp_path / name)]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    whole = process(0, 30, "whole")
+    parts = process(0, 9, "parts") + process(9, 17, "parts") + process(17, 30, "parts")
+    assert len(whole) == 30
+    assert parts == whole
+    one, other = (torch.load(tmp_path / name, weights_only=True) for name in ("whole", "parts"))
+    for name, array in one["store"]["arrays"].items():
+        assert torch.equal(array, other["store"]["arrays"][name]), name
+
+
+def begun(steps=5, **arguments):
+    """A PriorityLoader in the middle of its first epoch."""
+    loader = make("own", **arguments)()
+    batches = iter(loader)
+    for _ in range(steps):
+        train_step(loader, next(batches))
+    return loader, batches
+
+
+def rest_of(loader):
+    torch.manual_seed(1)
+    trained = []
+    for batch in loader:
+        trained.append(batch.tolist())
+        train_step(loader, batch)
+    return trained
+
+
+def test_the_file_of_a_store_has_the_journal(tmp_path):
+    loader, _ = begun(workers=2)
+    loader.store.save(tmp_path / "store")
+    state = loader.state_dict()
+    sampler = PrioritySampler(ScoreStore.load(tmp_path / "store"), batch_size=BATCH)
+    sampler.load_state_dict(state["sampler"])
+    again = make("own")()
+    again.load_state_dict(state)
+    assert list(PriorityBatchSampler(sampler, BATCH))[:3] == rest_of(again)[:3]
+
+
+def test_what_was_loaded_and_not_begun_is_saved_again(tmp_path):
+    loader, _ = begun(workers=2)
+    state = loader.state_dict()
+    first, second = make("own")(), make("own", workers=2)()
+    first.load_state_dict(state)
+    second.load_state_dict(first.state_dict())
+    third = make("own")()
+    third.load_state_dict(state)
+    assert rest_of(second) == rest_of(third)
+
+
+def test_a_run_goes_back_to_an_earlier_state_of_its_own():
+    loader, batches = begun(workers=2)
+    state = loader.state_dict()
+    for _ in range(3):
+        train_step(loader, next(batches))
+    loader.load_state_dict(state)
+    once = rest_of(loader)
+    loader.load_state_dict(state)
+    assert rest_of(loader) == once
+    assert len(once) == 13 - 5
+
+
+def test_a_store_that_is_loaded_alone_starts_a_new_run():
+    loader, _ = begun(workers=2)
+    again = make("own")()
+    again.store.load_state_dict(loader.store.state_dict())
+    epochs = [rest_of(again) for _ in range(2)]
+    assert len(epochs[0]) == 13
+    assert set(range(N)) - {i for batch in epochs[0] for i in batch} <= set(np.flatnonzero(loader.store.seen()))
+
+
+def test_a_batch_that_was_yielded_and_not_stepped_when_saving_comes_again():
+    loader, batches = begun()
+    following = next(batches).tolist()
+    again = make("own")()
+    again.load_state_dict(loader.state_dict())
+    assert next(iter(again)).tolist() == following
+
+
+def test_single_draws_go_on_in_the_middle_of_a_batch():
+    """Gradient accumulation: the loader's batches are halves of the sampler's."""
+    sampler = PrioritySampler(ScoreStore(N), batch_size=BATCH, seed=3)
+    batches = iter(DataLoader(Numbers(), BATCH // 2, sampler=sampler))
+    for _ in range(5):
+        batch = next(batches)
+        assert batch.tolist() == sampler.indices.tolist()[: BATCH // 2]
+        sampler.step(torch.rand(len(batch)))
+    state = Checkpoint(sampler).state_dict()
+    expected = [next(batches).tolist()]
+    again = PrioritySampler(ScoreStore(N), batch_size=BATCH, seed=3)
+    Checkpoint(again).load_state_dict(state)
+    batches = iter(DataLoader(Numbers(), BATCH // 2, sampler=again))
+    assert next(batches).tolist() == expected[0]
+    assert again.indices.tolist()[: BATCH // 2] == expected[0]
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+def test_a_state_is_a_few_numbers_whatever_is_in_flight(size):
+    sampler = PrioritySampler(ScoreStore(size), batch_size=64)
+    batches = iter(PriorityBatchSampler(sampler, 64))
+    for _ in range(10):
+        next(batches)
+    state = sampler.state_dict()
+    assert state["position"] == 640
+    assert all(type(value) in (int, bool, type(None)) for value in state.values())
+    for _ in range(5):
+        next(batches)
+    assert state["position"] == 640  # and does not change afterwards
+    assert sampler.consumed_state()["position"] == 0
+
+
+def test_set_epoch_does_not_undo_a_state(caplog):
+    loader, _ = begun()
+    state = loader.state_dict()
+    expected = make("own")()
+    expected.load_state_dict(state)
+    again = make("own")()
+    again.load_state_dict(state)
+    again.set_epoch(7)
+    again.set_epoch(7)
+    with caplog.at_level(logging.WARNING, "fastprio"):
+        assert rest_of(again) == rest_of(expected)
+    assert "set_epoch(7) is passed over" in caplog.text
+    again.set_epoch(7)
+    next(iter(again))
+    assert again.sampler.epoch == 7
+
+
+def test_saving_changes_nothing_and_single_draws_ahead_are_made_anew():
+    def drawn(save):
+        sampler = PrioritySampler(weights=np.arange(1.0, 50.0), num_samples=300, seed=4)
+        found = []
+        for number, index in enumerate(sampler):
+            found.append(index)
+            if save and number % 7 == 0:
+                sampler.store.state_dict()
+        return found
+
+    assert drawn(True) == drawn(False)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"batch_size": 8}, {"replacement": False}])
+def test_fixed_weights_need_no_journal(arguments):
+    def sampler():
+        return PrioritySampler(weights=np.arange(1.0, 50.0), num_samples=40, seed=4, **arguments)
+
+    whole = sampler()
+    drawn = list(whole) + list(whole)
+    halfway = sampler()
+    batches = iter(halfway)
+    for _ in range(13):
+        next(batches)
+    again = sampler()
+    again.load_state_dict(halfway.state_dict())
+    assert list(again) + list(again) == drawn[13:]
+
+
+# Bad input.
+
+
+def state_with(**changes):
+    loader, _ = begun()
+    state = loader.state_dict()
+    for name, value in changes.items():
+        part, _, key = name.partition("__")
+        (state[part]["kept"] if part == "store" else state[part])[key] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler__format": 2}, "format 2: this version of fastprio reads up to 1; upgrade it"),
+        ({"store__format": 2}, "format 2: this version of fastprio reads up to 1; upgrade it"),
+        ({"sampler__position": -1}, "position = -1"),
+        ({"sampler__epoch": 1 << 32}, "epoch = 4294967296"),
+        ({"sampler__seed": "x"}, "seed"),
+        ({"sampler__position": 4000}, "they were not saved at the same moment"),
+        ({"sampler__iteration": 5}, "of iteration 5, the store's of 1: they were not saved at the same moment"),
+        ({"store__entries": 3}, None),
+        ({"store__cover": None}, "no journal that can be read"),
+        ({"store__waiting": [[0, ["x"]]]}, "no journal that can be read"),
+        ({"store__drawn": "many"}, "no journal that can be read"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_before_the_first_batch(changes, message):
+    if message is None:
+        state = begun(workers=2)[0].state_dict()
+        state["store"]["arrays"]["kept.entries"][0, 2] += 1000
+        message = "no journal that can be read"
+    else:
+        state = state_with(**changes)
+    again = make("own")()
+
+    def load_and_draw():
+        again.load_state_dict(state)
+        next(iter(again))
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_and_draw()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scheme": "iid"}, "the state is of scheme = 'stratified', this sampler has 'iid'"),
+        ({"num_samples": 50}, "the state is of num_samples = None, this sampler has 50"),
+    ],
+)
+def test_other_settings_are_refused(arguments, message):
+    again = make("own", **arguments)()
+    again.load_state_dict(state_with())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        next(iter(again))
+    with pytest.raises(ValueError, match=re.escape(message)):  # and again: it does not begin anew instead
+        next(iter(again))
+
+
+def test_another_batch_size_is_refused():
+    sampler = PrioritySampler(ScoreStore(N, epochs=3), batch_size=4)
+    Checkpoint(sampler).load_state_dict(state_with())
+    with pytest.raises(ValueError, match="the state is of batch_size = 8, this sampler has 4"):
+        next(iter(sampler))
+
+
+def test_a_loader_state_without_the_store_is_refused():
+    again = make("own")()
+    again.sampler.load_state_dict(state_with()["sampler"])
+    with pytest.raises(
+        ValueError, match="the state of the store that was saved at the same moment has not been loaded"
+    ):
+        next(iter(again))
+
+
+@pytest.mark.parametrize("state", [None, {}, {"store": {}}, {"format": 1}, [1], {"store": {}, "sampler": {}}])
+def test_what_is_no_state_is_refused_and_changes_nothing(state):
+    loader, batches = begun()
+    for target in (loader, loader.sampler, Checkpoint(loader.sampler)):
+        with pytest.raises(ValueError, match="not a state of a"):
+            target.load_state_dict(state)
+    train_step(loader, next(batches))
+
+
+def test_a_checkpoint_is_of_a_sampler():
+    with pytest.raises(TypeError, match="sampler: expected a PrioritySampler, got DataLoader"):
+        Checkpoint(DataLoader(Numbers()))
+
+
+def test_a_snapshot_older_than_the_journal_is_refused_with_the_depth_that_is_needed():
+    def loaded(depth):
+        make_loader = make("stateful batches", workers=2, snapshot=50, depth=depth)
+        loader = make_loader()
+        for number, batch in enumerate(loader):
+            train_step(loader, batch)
+            if number == 9:
+                state, store = loader.state_dict(), sampler_of(loader).store.state_dict()
+                expected = [batch.tolist() for batch in loader._iterator]
+                break
+        again = make_loader()
+        sampler_of(again).store.load_state_dict(store)
+        again.load_state_dict(state)
+        return next(iter(again)).tolist(), expected[0]
+
+    with pytest.raises(ValueError, match=r"draw 0 of epoch 0, .* keeps those from 56 on: .* depth=10, .* is 3\."):
+        loaded(3)
+    with pytest.raises(ValueError, match="depth=10"):
+        loaded(9)
+    got, expected = loaded(10)
+    assert got == expected
+    with pytest.raises(ValueError, match="depth = 0"):
+        PrioritySampler(N, depth=0)

@@ -10,7 +10,7 @@ import torch
 from rank_helpers import loss_of, on_ranks, state_of
 from torch.utils.data import DataLoader
 
-from fastprio import Checkpoint, PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, shard_of
+from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, shard_of
 from fastprio.policies import Given, LossPower
 
 N, BATCH = 61, 8
@@ -104,7 +104,8 @@ def test_the_expected_weighted_gradient_is_that_of_one_process(ranks, beta):
         for i, (probability, weight) in found.items():
             p = masses[i] / whole
             assert probability == pytest.approx(float(p), rel=1e-6)
-            # The law: drawn here with m_i / M_r; w = R M_r / M (N P)^-beta. So with beta = 1 every example is worth 1 / N.
+            # The law: drawn here with m_i / M_r; w = R M_r / M (N P)^-beta. So with beta = 1 every example is worth
+            # 1 / N.
             assert weight == pytest.approx(float(ranks * of_shard / whole) * float(N * p) ** -beta, rel=1e-5)
             worth = float(masses[i] / of_shard) * weight / ranks
             assert worth == pytest.approx(float(p) * float(N * p) ** -beta, rel=1e-5)

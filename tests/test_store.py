@@ -381,6 +381,35 @@ def test_a_store_shrunk_and_grown_again_has_forgotten():
 # stats.
 
 
+@pytest.mark.parametrize(
+    ("size", "other"),
+    [(1000, 1000), (30_000, 30_000), (30_000, 100_000), (100_000, 30_000), (7000, 100_000), (9000, 50)],
+)
+def test_the_age_of_scores_is_their_mean_age_in_updates(size, other):
+    store, rng = ScoreStore(size), np.random.default_rng(size)
+    assert store.stats()["score_age"] == 0
+    at = np.full(max(size, other), -1)
+    for step in range(40):
+        if step == 20:
+            store.resize(other)
+            at[other:] = -1
+        rows = rng.integers(0, len(store), 500)
+        store.update(rows, np.ones(500))
+        at[rows] = step
+
+    def every(n):
+        return 1 << max(0, (n - 1).bit_length() - 13)
+
+    coarse = max(every(size), every(other))  # what was learnt before is known of these, what came after of more
+    known = np.arange(0, other, every(other))
+    known = known[(at[known] >= 20) | (known % coarse == 0)]
+    known = known[at[known] >= 0]
+    assert store.stats()["score_age"] == pytest.approx(39 - at[known].mean())
+    copy = ScoreStore(other)
+    copy.load_state_dict(store.state_dict())
+    assert copy.stats() == store.stats()
+
+
 def stats_by_definition(scores, seen, fresh):
     n, scores = len(scores), scores.astype(np.float64)
     total, squares = scores.sum(), (scores**2).sum()

@@ -48,7 +48,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @staticmethod
     def unseen_row(priority):
-        return {"loss": 0.0, "seen": False, "fresh": False, "priority": priority, "note": 0}
+        return {"loss": 0.0, "seen": False, "fresh": False, "step": None, "priority": priority, "note": 0}
 
     def raised(self, raw):
         return rounded(min(power(raw, self.alpha), LARGEST))
@@ -61,7 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
                 value = rounded(self.ema * row["loss"] + (1 - self.ema) * value)
             raw = value + 1e-6
             self.largest = max(self.largest, raw)
-            row.update(loss=value, seen=True, fresh=True, priority=self.raised(raw))
+            row.update(loss=value, seen=True, fresh=True, step=self.store.clock.step - 1, priority=self.raised(raw))
 
     @rule(pairs=st.lists(st.tuples(indices, losses), max_size=20), origin=st.sampled_from(["train", "score"]))
     def update(self, pairs, origin):
@@ -199,6 +199,8 @@ class StoreMachine(RuleBasedStateMachine):
         stats, rows = self.store.stats(), self.rows
         seen = sum(row["seen"] for row in rows)
         assert stats["coverage"] == seen / len(rows)
+        ages = [self.store.clock.step - 1 - row["step"] for row in rows if row["step"] is not None]
+        assert stats["score_age"] == (sum(ages) / len(ages) if ages else 0.0)
         assert stats["staleness"] == (1 - sum(row["fresh"] for row in rows) / seen if seen else 0.0)
         assert stats["skipped_nonfinite"] == self.skipped
         assert stats["updates"] == self.steps

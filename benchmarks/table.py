@@ -1,13 +1,14 @@
-"""Makes the tables of README.md, beside this file, from `records/*.json`: `python benchmarks/table.py [--check]`.
+"""Makes the tables of README.md, beside this file, and of docs/scale.md: `python benchmarks/table.py [--check]`.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a key of TABLES. With --check nothing is written,
-and the exit status is 1 if a table is not what the records say.
+They come from `records/*.json`. A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a function of
+TABLES. With --check nothing is written, and the exit status is 1 if a table is not what the records say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -225,38 +226,103 @@ def scale() -> str:
     return markdown(rows) + "\n\n" + made("scale", record)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (reach, parts, epochs, calls, tree, first, loader, scale)
+HOP, WIRE = 10e-6, 12.5e9
+"""A network on paper: seconds for a message to get through, and bytes a second into a rank (100 Gbit/s)."""
+EXAMPLES = (10**6, 10**8, 10**9, 10**10, 10**11)
+
+
+def on_the_wire(ranks: int, message: int) -> float:
+    """Seconds of an all-gather of so many bytes a rank: log2(R) rounds, and everybody's bytes through one wire."""
+    return HOP * math.ceil(math.log2(ranks)) + (ranks - 1) * message / WIRE
+
+
+def messages() -> str:
+    """Bytes and time of the collective, on paper."""
+    record = read("ranks")
+    if not record:
+        return "No record yet."
+    of_losses = record["header_bytes"] + 4 * record["each"]
+    rows = [["ranks", "replicated: sent, received by a rank", "time", "sharded: sent, received", "time"]]
+    for ranks in map(int, next(iter(record["replicated"].values()))):
+        row = [str(ranks)]
+        for message in (of_losses, 16):
+            row += [f"{message:,} B, {ranks * message / 1e3:,.1f} kB", f"{1e6 * on_the_wire(ranks, message):,.0f} us"]
+        rows.append(row)
+    return markdown(rows)
+
+
+def work() -> str:
+    """A rank's own work in a step, measured."""
+    record = read("ranks")
+    if not record:
+        return "No record yet."
+    ranks = list(next(iter(record["replicated"].values())))
+    rows = [["examples in the store", *(f"{r} ranks" for r in ranks), "sharded, any number"]]
+    for size, found in record["replicated"].items():
+        cells = [f"{sum(parts.values()) / 1e3:.2f} ms" for parts in found.values()]
+        rows.append([f"{float(size):,.0f}", *cells, f"{sum(record['sharded'][size].values()):.0f} us"])
+    return markdown(rows) + "\n\n" + made("ranks", record)
+
+
+def memory() -> str:
+    """Bytes of a rank's store."""
+    record = read("ranks")
+    if not record:
+        return "No record yet."
+    ranks = [int(r) for r in next(iter(record["replicated"].values()))]
+    rows = [["examples", "replicated", *(f"sharded, {r} ranks" for r in ranks)]]
+    for n in EXAMPLES:
+        each = record["bytes_an_example"]
+        of_all = f"{n * each / 1e9:,.3g} GB" if n <= 1 << 32 else "more than 2^32 examples: not possible"
+        rows.append([f"{n:,}", of_all, *(f"{n / r * each / 1e9:,.2g} GB" for r in ranks)])
+    return markdown(rows)
+
+
+def unequal() -> str:
+    """What unequal shards cost."""
+    record = read("ranks")
+    if not record:
+        return "No record yet."
+    rows = [["ranks", "sorted by difficulty", "shuffled"]]
+    rows += [[r, f"{f['sorted']:.3f}", f"{f['shuffled']:.4f}"] for r, f in record["inflation"].items()]
+    return markdown(rows)
+
+
+README, SCALING = HERE / "README.md", HERE.parent / "docs" / "scale.md"
+TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
+    README: (reach, parts, epochs, calls, tree, first, loader, scale),
+    SCALING: (messages, work, memory, unequal),
 }
 
 
-def filled(text: str) -> str:
-    """README with every table as the records have it. ValueError if a table has no place, or a place no table."""
+def filled(path: Path) -> str:
+    """A document with every table as the records have it. ValueError if a table has no place, or a place no table."""
+    text, tables = path.read_text(), {table.__name__: table for table in TABLES[path]}
     places = re.findall(r"<!-- (\w+) -->\n", text)
-    if sorted(places) != sorted(TABLES):
-        raise ValueError(f"README.md has places for {sorted(places)}: expected one each for {sorted(TABLES)}")
-    for name, table in TABLES.items():
+    if sorted(places) != sorted(tables):
+        raise ValueError(f"{path.name} has places for {sorted(places)}: expected one each for {sorted(tables)}")
+    for name, table in tables.items():
         pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md: <!-- {name} --> without <!-- /{name} -->")
+            raise ValueError(f"{path.name}: <!-- {name} --> without <!-- /{name} -->")
         text = pattern.sub(lambda _, n=name, t=table: f"<!-- {n} -->\n{t()}\n<!-- /{n} -->", text)
     return text
 
 
 def main() -> int:
     """Writes, or checks. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="The tables of README.md, from the records.")
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if README.md differs")
+    parser = argparse.ArgumentParser(description="The tables of README.md and docs/scale.md, from the records.")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a document differs")
     options = parser.parse_args()
-    path = HERE / "README.md"
-    text = path.read_text()
-    new = filled(text)
-    if options.check:
-        if new != text:
-            print("benchmarks/README.md differs from the records: python benchmarks/table.py", file=sys.stderr)
-        return int(new != text)
-    path.write_text(new)
-    return 0
+    status = 0
+    for path in TABLES:
+        new = filled(path)
+        if not options.check:
+            path.write_text(new)
+        elif new != path.read_text():
+            status = 1
+            print(f"{path.name} differs from the records: python benchmarks/table.py", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -221,7 +221,9 @@ class Epochs:
             position = oldest.first + oldest.consumed * oldest.share.ranks
         elif epoch.again:
             position = epoch.again[0].first
-        return self._state(seed, position, over=position >= epoch.total if over is None else over, replay=False)
+        if over is None:
+            over = position >= epoch.total or (epoch.exhausted and oldest is None)
+        return self._state(seed, position, over=over, replay=False)
 
     def _state(self, seed: int, position: int, over: bool, replay: bool) -> dict[str, Any]:
         return {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import runpy
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +61,14 @@ def beton(tmp_path_factory):
     # Its pages are for QUASI_RANDOM and os_cache=False: the smallest that FFCV takes.
     DatasetWriter(path, fields, num_workers=1, page_size=1 << 21).from_indexed_dataset(Images())
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    """FFCV sets the number of torch's threads, for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +137,11 @@ def settled(sampler):
 def test_importing_fastprio_does_not_import_ffcv():
     code = "import sys, fastprio, fastprio.integrations; assert not [name for name in sys.modules if 'ffcv' in name]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_trains(capsys):
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "ffcv_loader.py"), run_name="__main__")
+    assert "epoch 2: mean loss 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("os_cache", [True, False])

@@ -79,8 +79,10 @@ class PriorityOrder(TraversalOrder):  # type: ignore[misc]
     def __call__(self, loader: Any) -> PriorityOrder:
         """What FFCV does with an order: makes it that of ``loader``."""
         sampler = self.sampler
-        rows = _rows(loader, sampler)
-        batches = PriorityBatchSampler(sampler, loader.batch_size, loader.drop_last)
+        rows, size, ranks = _rows(loader, sampler), loader.batch_size, sampler.num_replicas
+        if sampler.batch_size not in (None, size * ranks):
+            raise ValueError(f"batch_size = {size} on {ranks} ranks: the sampler's global one is {sampler.batch_size}")
+        batches = PriorityBatchSampler(sampler, size, loader.drop_last)
         _refuse_second(sampler, loader)
         live = _can_draw_live(loader)
         ahead = loader.batches_ahead + 1 if live else len(batches)
@@ -117,7 +119,9 @@ class PriorityOrder(TraversalOrder):  # type: ignore[misc]
         if not self.live:
             return np.concatenate(list(drawn))
         self._coming = drawn
-        count, size = self.sampler.planned, self._batches.batch_size
+        size = self._batches.batch_size
+        before = self.sampler.journal.peek().number  # batches: above 0 where this goes on in the middle of an epoch
+        count = self.sampler.planned - before * size
         return np.zeros(count - count % size if self._batches.drop_last else count, np.uint64)
 
     def _schedule_live(self, batches: Any) -> Any:

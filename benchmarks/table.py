@@ -105,6 +105,10 @@ def reach() -> str:
         ratio = f"{entry['ratio']:.3f} ({low:.3f} to {high:.3f}, {len(entry['pairs'])} pairs)"
         rows.append([f"training, {setting}: sampler and store, share of the main thread's time", "1 %", share])
         rows.append([f"training, {setting}: prioritized over uniform epoch", "below 1.03", ratio])
+    for (setting,), entry in tests(read("ffcv"), r"test_prioritized_ffcv_beside_random_order\[(\w+)\]").items():
+        low, high = entry["interval"]
+        ratio = f"{entry['ratio']:.3f} ({low:.3f} to {high:.3f}, {len(entry['pairs'])} pairs)"
+        rows.append([f"training from FFCV, {setting}: prioritized over OrderOption.RANDOM", "below 1.03", ratio])
     return markdown(rows)
 
 
@@ -162,17 +166,20 @@ def first() -> str:
     return markdown(rows) + "\n\n" + made("sampler", record)
 
 
-def loader() -> str:
-    """Real training, from bench_loader.py."""
-    found = tests(record := read("loader"), r"test_prioritized_training_beside_uniform\[(\w+)\]")
+def training(name: str, pattern: str, uniform: str) -> str:
+    """Epochs of training beside each other, ``uniform`` ones and prioritized ones."""
+    found = tests(record := read(name), pattern)
     if not found:
         return "No record yet."
-    rows = [["", "uniform epoch", "prioritized", "ratio (95 % interval)", "choosing: share", "us a batch", "uniform's"]]
+    rows = [
+        ["", f"{uniform} epoch", "prioritized", "ratio (95 % interval)", "choosing: share", "us a batch", "uniform's"]
+    ]
     for (setting,), entry in found.items():
         (low, high), seconds, spent = entry["interval"], entry["epoch_seconds"], entry["choosing_us_per_batch"]
+        reading = f"{entry['workers']} workers" if "workers" in entry else f"{entry['batches_ahead']} batches ahead"
         rows.append(
             [
-                f"{setting}: {entry['examples']:,} examples, batches of {entry['batch']}, {entry['workers']} workers",
+                f"{setting}: {entry['examples']:,} examples, batches of {entry['batch']}, {reading}",
                 span(seconds["uniform"]),
                 span(seconds["prioritized"]),
                 f"{entry['ratio']:.3f} ({low:.3f} to {high:.3f})",
@@ -182,7 +189,17 @@ def loader() -> str:
             ]
         )
     pairs = statistics.median(len(entry["pairs"]) for entry in found.values())
-    return markdown(rows) + f"\n\n{pairs:.0f} pairs of epochs each. " + made("loader", record)
+    return markdown(rows) + f"\n\n{pairs:.0f} pairs of epochs each. " + made(name, record)
+
+
+def loader() -> str:
+    """Real training, from bench_loader.py."""
+    return training("loader", r"test_prioritized_training_beside_uniform\[(\w+)\]", "uniform")
+
+
+def ffcv() -> str:
+    """The same from FFCV, from bench_ffcv.py."""
+    return training("ffcv", r"test_prioritized_ffcv_beside_random_order\[(\w+)\]", "OrderOption.RANDOM")
 
 
 SCALE = {
@@ -290,7 +307,7 @@ def unequal() -> str:
 
 README, SCALING = HERE / "README.md", HERE.parent / "docs" / "scale.md"
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
-    README: (reach, parts, epochs, calls, tree, first, loader, scale),
+    README: (reach, parts, epochs, calls, tree, first, loader, ffcv, scale),
     SCALING: (messages, work, memory, unequal),
 }
 

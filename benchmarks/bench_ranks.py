@@ -5,9 +5,9 @@ global batch of R * 256, takes its slice, puts the rows of R ranks in order (as 
 and updates the store with all of them. Sharded: it draws and updates 256 rows of a shard of N / R examples. Medians of
 ``--repeats`` steps, one thread, policy "loss".
 
-Then, by simulation, what unequal shards cost: each rank draws as many examples whatever its shard's mass M_r, so weights
-vary by R M_r / M, and a weighted mean over the global batch has R sum M_r^2 / M^2 times the variance that it would have
-from one tree, if the losses' spread is alike everywhere.
+Then, by simulation, what unequal shards cost: each rank draws as many examples whatever its shard's mass M_r, so
+weights vary by R M_r / M, and a weighted mean over the global batch has R sum M_r^2 / M^2 times the variance that it
+would have from one tree, if the losses' spread is alike everywhere.
 """
 
 from __future__ import annotations

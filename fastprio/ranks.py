@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 SKIP, STEP, OTHER = 0, 1, 2
 """What a rank did with its part of a batch: OTHER is a step with observations that do not fit the first one's."""
 HEADER = ("what", "epoch", "draw", "count", "sum of the indices", "batches drawn")
-_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)  # before 2.13
+# Its name since torch 2.13, and before. None where torch is built without collectives.
+_all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 Schema = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 

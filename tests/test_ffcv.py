@@ -542,3 +542,44 @@ def test_this_ffcv_is_tried_out_without_a_warning_or_a_change(beton):
     assert [label.flatten().tolist() for label, _ in plain] == [
         list(range(first, min(first + BATCH, N))) for first in range(0, N, BATCH)
     ]
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_run_goes_on_where_a_checkpoint_was_taken(beton, os_cache, drop_last):
+    """With a lag, so that how far FFCV's thread has read, which varies, makes no difference."""
+    lag = 4 if os_cache else 12
+    settings = {"epochs": 4, "lag": lag, "seed": 6}
+    whole = sampler_of(**settings)
+    expected = run(make(beton, whole, os_cache=os_cache, drop_last=drop_last), whole, 4)
+    for stop in (0, 1), (0, 7), (1, 4), (2, 10):
+        sampler = sampler_of(**settings)
+        begun = make(beton, sampler, os_cache=os_cache, drop_last=drop_last)
+        run_until(begun, sampler, stop)
+        state = fastprio.Checkpoint(sampler).state_dict()
+        again = sampler_of(**settings)
+        fastprio.Checkpoint(again).load_state_dict(state)
+        rest = run_on(make(beton, again, os_cache=os_cache, drop_last=drop_last), again, stop[0], 4)
+        assert rest == [expected[stop[0]][stop[1] :], *expected[stop[0] + 1 :]]
+        again.flush()
+        whole.flush()
+        assert again.store.priorities.tobytes() == whole.store.priorities.tobytes()
+
+
+def run_until(loader, sampler, stop):
+    for epoch in range(stop[0] + 1):
+        for number, _ in enumerate(loader):
+            sampler.step(loss_of(sampler.indices, epoch))
+            if (epoch, number + 1) == stop:
+                return
+
+
+def run_on(loader, sampler, first, epochs):
+    seen = []
+    for epoch in range(first, epochs):
+        seen.append([])
+        for *_, index in loader:
+            assert index.tolist() == sampler.indices.tolist()
+            seen[-1].append(index.tolist())
+            sampler.step(loss_of(sampler.indices, epoch))
+    return seen

@@ -81,6 +81,7 @@ class ScoreStore:
         self._columns = {name: _allocate(kind, size) for name, kind in self.types.items()}
         self._columns["seen"] = np.zeros((size + 7) // 8, np.uint8)
         self.fresh = np.zeros((size + 7) // 8, np.uint8)  # a bit an example: scored since the epoch began
+        self._shift = _shift(size)
         self.learnt = _ages(size)  # of some examples, after how many updates their scores were learnt; -1: not yet
         self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
@@ -166,7 +167,6 @@ class ScoreStore:
     def update_rows(self, at: Int64, loss: Float32, origin: str, observations: Mapping[str, Any]) -> None:
         """``update`` for a caller that has arrays already, such as a sampler in every step."""
         with self.lock:  # also while checking: compiled loops rely on it, and another thread may resize
-            size = len(self.tree)
             at, obs, skipped = self._checked(at, loss, origin, observations)
             if self._infallible:
                 priorities = self._let_policy_observe(at, obs)
@@ -175,7 +175,7 @@ class ScoreStore:
             else:
                 self._observe_or_undo(at, obs)
             if origin != "reference":
-                note(self._columns["seen"], self.fresh, self.learnt, _shift(size), self.clock.step, at)
+                note(self._columns["seen"], self.fresh, self.learnt, self._shift, self.clock.step, at)
             self.clock.step += 1
             self.skipped_nonfinite += skipped
         if self._listeners:
@@ -311,14 +311,17 @@ class ScoreStore:
             for name, kind in {**self.types, "seen": "bit"}.items():
                 self._columns[name] = _resized(self._columns[name], kind, kept, size)
             self.fresh = _resized(self.fresh, "bit", kept, size)
-            learnt, step = _ages(size), 1 << abs(_shift(size) - _shift(len(self)))
-            known = self.learnt[::step] if _shift(size) > _shift(len(self)) else self.learnt
-            places = learnt if _shift(size) >= _shift(len(self)) else learnt[::step]
-            both = min(len(places), len(known))
-            places[:both] = known[:both]
-            self.learnt = learnt
+            self._resize_ages(size)
             self.tree = tree
         self._changed()
+
+    def _resize_ages(self, size: int) -> None:
+        learnt, shift = _ages(size), _shift(size)
+        known = self.learnt[:: 1 << max(0, shift - self._shift)]
+        places = learnt[:: 1 << max(0, self._shift - shift)]
+        both = min(len(places), len(known))
+        places[:both] = known[:both]
+        self.learnt, self._shift = learnt, shift
 
     def stats(self) -> dict[str, float]:
         """A flat dict of floats about the scores: the priorities, or the losses where a policy keeps no priorities.

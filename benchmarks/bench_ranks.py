@@ -27,18 +27,22 @@ import torch
 import fastprio
 from fastprio.bench import stamp
 from fastprio.journal import Draws, Share
-from fastprio.ranks import HEADER, STEP, Gathering
+from fastprio.ranks import HEADER, STEP, Flight, Gathering
 
 EACH = 256  # examples a rank and step
 RANKS = (8, 64, 256, 1024)
 PIECE = 1 << 20
 
 
-class Arrived:
+class Arrived(Flight):
     """A collective that is over."""
 
-    def wait(self) -> None:
-        """Returns."""
+    def __init__(self, table: Any) -> None:
+        self._arrived = table
+
+    def table(self) -> Any:
+        """What arrived."""
+        return self._arrived
 
 
 def scored(n: int) -> fastprio.ScoreStore:
@@ -57,7 +61,7 @@ def arrived(draws: Draws, rng: np.random.Generator) -> Gathering:
     losses = rng.standard_exponential((ranks, EACH), dtype=np.float32)
     table = np.concatenate([headers.view(np.uint8), losses.view(np.uint8)], axis=1)
     gathering = Gathering(draws.number, draws.everyones[0], (("", "torch.float32", ()),), True)
-    gathering._ranks, gathering._work, gathering._all = ranks, Arrived(), torch.from_numpy(table.reshape(-1))
+    gathering.flight = Arrived(table)
     return gathering
 
 

@@ -38,6 +38,40 @@ def place_in(group: Any) -> tuple[int, int]:
     return rank, ranks
 
 
+class Flight:
+    """The same number of bytes from every rank to every rank, on their way.
+
+    Args: message: uint8 [n], where the group's collectives need it. group: a process group, None for torch's default.
+
+    On an accelerator the copy to the host has a stream of its own: to wait for it is not to wait for the training step
+    that was launched in the meantime.
+    """
+
+    def __init__(self, message: torch.Tensor, group: Any) -> None:
+        self._ranks = place_in(group)[1]
+        self._message = message  # until the collective is over
+        self._all = torch.empty(self._ranks * message.numel(), dtype=torch.uint8, device=message.device)
+        self._work = _all_gather(self._all, message, group=group, async_op=True)
+        self._copied: Any = None
+        if message.is_cuda:
+            stream = torch.cuda.Stream(message.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                self._work.wait()
+                host = torch.empty(self._all.shape, dtype=torch.uint8, pin_memory=True)
+                host.copy_(self._all, non_blocking=True)
+                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._copied.record(stream)
+            self._sent, self._all = self._all, host
+
+    def table(self) -> Any:
+        """uint8 [ranks, n]. RuntimeError, from torch, if a rank failed or is not there in time."""
+        if self._copied is None:
+            self._work.wait()
+        else:
+            self._copied.synchronize()
+        return self._all.numpy().reshape(self._ranks, -1)
+
+
 class Exchange:
     """Every rank's losses of a batch, gathered while the backward pass runs.
 
@@ -75,8 +109,7 @@ class Exchange:
         gathering = Gathering(taken.number, indices, self._schema, self._in_step)
         if self._schema is not None:  # else all ranks skip
             payload = [table for _, table in rows] if what == STEP else []
-            message = self._message(header, payload)
-            gathering.gather(message, self._group, self.ranks)
+            gathering.flight = Flight(self._message(header, payload), self._group)
         return gathering
 
     def _rows(self, losses: torch.Tensor, observations: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
@@ -84,7 +117,8 @@ class Exchange:
         for name in sorted(observations):
             table = torch.as_tensor(observations[name]).detach()
             tables[name] = table.float() if table.dtype == torch.bfloat16 else table  # numpy has no such type
-        return [(name, table.to(self.device, non_blocking=True).contiguous()) for name, table in tables.items()]
+        there = self.device.type != "cpu"  # a copy to the host must be over when it is read
+        return [(name, table.to(self.device, non_blocking=there).contiguous()) for name, table in tables.items()]
 
     def _agree(self, schema: Schema | None) -> Schema | None:
         everyones: list[Any] = [None] * self.ranks
@@ -112,15 +146,8 @@ class Gathering:
 
     def __init__(self, number: int, indices: Int64, schema: Schema | None, in_step: bool) -> None:
         self.number, self._indices, self._schema, self._in_step = number, indices, schema, in_step
-        self._work: Any = None
+        self.flight: Flight | None = None
         self._result: tuple[Int64, Any, dict[str, Any]] | None = None
-
-    def gather(self, message: torch.Tensor, group: Any, ranks: int) -> None:
-        """Starts the collective."""
-        self._ranks = ranks
-        self._all = torch.empty(ranks * message.numel(), dtype=torch.uint8, device=message.device)
-        self._work = _all_gather(self._all, message, group=group, async_op=True)
-        self._message = message  # until the collective is over
 
     def result(self) -> tuple[Int64, Any, dict[str, Any]]:
         """What all ranks saw: indices, losses, observations, without the rows of ranks that skipped.
@@ -130,12 +157,11 @@ class Gathering:
             ValueError: a rank passed other observations than at the first step.
         """
         if self._result is None:
-            self._result = self._received() if self._work is not None else (self._indices[:0], np.empty(0), {})
+            nothing: tuple[Int64, Any, dict[str, Any]] = self._indices[:0], np.empty(0), {}
+            self._result = nothing if self.flight is None else self._received(self.flight.table())
         return self._result
 
-    def _received(self) -> tuple[Int64, Any, dict[str, Any]]:
-        self._work.wait()
-        table = self._all.cpu().numpy().reshape(self._ranks, -1)
+    def _received(self, table: Any) -> tuple[Int64, Any, dict[str, Any]]:
         headers = table[:, : 8 * len(HEADER)].copy().view(np.int64)
         self._check(headers)
         count, ranks = int(headers[0, 3]), len(headers)
@@ -190,22 +216,20 @@ class Shards:
         sizes = [size for _, size, _ in everyones]
         self.whole, self.offset = sum(sizes), sum(sizes[: self.rank])
         self.masses: Float64 = np.array([mass for _, _, mass in everyones])
-        self._waiting: list[tuple[Any, torch.Tensor]] = []
+        self._waiting: list[Flight] = []
 
     def send(self, batch: int) -> None:
         """Tells the other ranks the mass of this one's shard after a batch of this number. Does not wait."""
         mine = np.array([batch, 0], np.int64)
         mine[1:].view(np.float64)[0] = self._tree.total * self._tree.unit
-        message = torch.from_numpy(mine).to(self._device)
-        table = torch.empty(self.ranks * 2, dtype=torch.int64, device=self._device)
-        self._waiting.append((_all_gather(table, message, group=self._group, async_op=True), table))
+        message = torch.from_numpy(mine.view(np.uint8)).to(self._device)
+        self._waiting.append(Flight(message, self._group))
 
     def receive(self) -> None:
         """Waits for what was sent. RuntimeError if a rank failed, or did not step as often as this one."""
         waiting, self._waiting = self._waiting, []
-        for work, table in waiting:
-            work.wait()
-            rows = table.cpu().numpy().reshape(self.ranks, 2)
+        for flight in waiting:
+            rows = flight.table().view(np.int64)
             if (rows[:, 0] != rows[0, 0]).any():
                 raise RuntimeError(
                     f"ranks have stepped or skipped different batches, {rows[:, 0].tolist()}: call step(losses) or "

@@ -374,3 +374,41 @@ def test_a_process_group_of_its_own():
     sampler = PrioritySampler(ScoreStore(N, "loss", epochs=2), batch_size=BATCH, seed=1)
     alone = train(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH)), sampler, 2)
     assert together(results[2:]) == alone
+
+
+def stateful(rank, ranks, saved):
+    """Trains, saving after nine steps; or goes on from what was saved, on however many ranks."""
+    module = pytest.importorskip("torchdata.stateful_dataloader")
+    sampler = PrioritySampler(ScoreStore(N, "loss", epochs=4), batch_size=BATCH, seed=5)
+    given = {
+        "num_workers": 1,
+        "snapshot_every_n_steps": 2,
+        "batch_sampler": PriorityBatchSampler(sampler, BATCH // ranks),
+    }
+    loader = module.StatefulDataLoader(Numbers(), **given)
+    state, trained, begin = None, [], 0
+    if saved is not None:
+        parts = torch.load(io.BytesIO(saved), weights_only=True)
+        sampler.store.load_state_dict(parts["store"])
+        loader.load_state_dict(parts["loader"])
+        begin = 9
+    for _ in range(begin // (N // BATCH), 3):
+        for batch in loader:
+            assert batch.tolist() == sampler.indices.tolist()
+            trained.append((batch.tolist(), sampler.weights.tolist()))
+            sampler.step(loss_of(batch, begin + len(trained) - 1))
+            if begin + len(trained) == 9:
+                file = io.BytesIO()
+                torch.save({"store": sampler.store.state_dict(), "loader": loader.state_dict()}, file)
+                state = file.getvalue()
+    sampler.flush()
+    return trained, state_of(sampler.store), state
+
+
+def test_a_stateful_loader_goes_on_at_another_number_of_ranks():
+    pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    whole = on_ranks(2, stateful, 2, None)
+    for ranks in (2, 1, 4):
+        rest = on_ranks(ranks, stateful, ranks, whole[0][2])
+        assert together(rest) == together(whole)[9:]
+        assert all(state == whole[0][1] for _, state, _ in rest)

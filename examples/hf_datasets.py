@@ -1,6 +1,6 @@
 """Hugging Face datasets: a batch drawn by priority is read in one go, and carries its indices with it.
 
-    python examples/hf_datasets.py
+python examples/hf_datasets.py
 """
 
 import datasets
@@ -31,6 +31,8 @@ for _ in range(EPOCHS):
 
 # What it found hardest: the last batch's indices, and every example's last loss, by row.
 hardest = loader.store.column("loss").argsort()[-5:][::-1].copy()
-print("hardest rows:", hardest.tolist(), "digits:", train[hardest]["digit"].tolist(), "last batch:", indices[:5].tolist())
+print(
+    "hardest rows:", hardest.tolist(), "digits:", train[hardest]["digit"].tolist(), "last batch:", indices[:5].tolist()
+)
 accuracy = (model(test["pixels"][:]).argmax(1) == test["digit"][:]).float().mean().item()
 print(f"accuracy {accuracy:.3f}")

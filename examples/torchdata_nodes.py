@@ -1,6 +1,6 @@
 """torchdata.nodes: threads draw, fetch and prefetch prioritized batches; a run is interrupted and goes on exactly.
 
-    python examples/torchdata_nodes.py
+python examples/torchdata_nodes.py
 """
 
 import torch

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from loader_helpers import loss_of
-from rank_helpers import state_of
+from rank_helpers import interleaved, on_ranks, state_of
 
 pytest.importorskip("torchdata.nodes", reason="torchdata is not installed")
 
@@ -20,9 +20,11 @@ N, BATCH = 101, 8
 EXAMPLE = os.path.join(os.path.dirname(__file__), "..", "examples", "torchdata_nodes.py")
 
 
-def make(kind="batches", workers=1, prefetch=2, *, lag=None, snapshot=1, restart=True, fetch=torch.tensor, **more):
-    """A Loader, with its sampler as an attribute: Python's own way to tell ``fastprio.testing`` about it."""
-    sampler = PrioritySampler(ScoreStore(N, "loss", epochs=3), batch_size=BATCH, seed=3, lag=lag)
+def make(
+    kind="batches", workers=1, prefetch=2, *, lag=None, snapshot=1, restart=True, fetch=torch.tensor, ranks=1, **more
+):
+    """A Loader, with its sampler as an attribute, by which ``fastprio.testing`` finds it."""
+    sampler = PrioritySampler(ScoreStore(N, "loss", epochs=3), N + 1, batch_size=BATCH * ranks, seed=3, lag=lag)
     if kind == "batches":
         node = SamplerWrapper(PriorityBatchSampler(sampler, BATCH))
     else:
@@ -98,6 +100,26 @@ def test_with_lag_no_timing_changes_anything(kind):
     assert [epoch for epoch, _, _ in expected[0]] == [0] * 13 + [1] * 13 + [2] * 13
     assert trained(make(kind, 1, 2, lag=4), 3, lambda: 0) == expected
     assert trained(make(kind, 1, 2, lag=4, fetch=slow_fetch), 3, now_and_then) == expected
+
+
+def on_each(rank):
+    noise = torch.Generator().manual_seed(rank)
+    return trained(make(lag=4, ranks=2), 3, lambda: 0.004 * torch.rand((), generator=noise).item())
+
+
+def test_two_processes_whose_threads_draw_agree_with_lag():
+    (first, store), (second, its_store) = on_ranks(2, on_each)
+    plain, step = PrioritySampler(ScoreStore(N, "loss", epochs=3), N + 1, batch_size=2 * BATCH, seed=3, lag=4), 0
+    for epoch in range(3):
+        for batch in PriorityBatchSampler(plain, 2 * BATCH):
+            (at, mine, _), (its, theirs, _) = first[step], second[step]
+            assert at == its == epoch
+            assert interleaved((mine, theirs)) == batch
+            step += 1
+            plain.step(loss_of(batch, step))
+    plain.flush()
+    assert len(first) == len(second) == step
+    assert store == its_store == state_of(plain.store)
 
 
 def test_a_lag_below_what_is_read_ahead_is_an_error_that_says_so():

@@ -89,6 +89,11 @@ class Epochs:
         self._iterators = 0
         self._settings: Settings | None = None
 
+    @property
+    def was_loaded(self) -> bool:
+        """Whether a state was loaded and not taken up yet."""
+        return self._loaded is not None
+
     def iterator(self) -> int:
         """The number of a new iterator, since a state was loaded; ``begin`` is given it when that is drawn from."""
         self._iterators += 1

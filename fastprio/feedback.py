@@ -64,21 +64,22 @@ class Feedback:
             raise ValueError("indices: with lag= batches are stepped in the order in which they were drawn")
         if at is not None and self.exchange is not None:
             raise ValueError("indices: with several ranks batches are stepped in the order in which they were drawn")
-        taken = self._journal.peek(count) if at is None else self._journal.find(at)
-        self._check_left(count)
-        if self.exchange is not None:
-            self._others_rows(observations, count)
-            self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, losses, observations))
-        elif losses.is_cpu and (self._lag is None or not policy.observes):
-            if self.waiting:
-                self.apply()
-            loss = as_float32(losses, "losses", tiny_is_zero=True)
-            self._store.update_rows(self._rows(taken), loss, "train", observations)  # refusing, it consumes nothing
-        elif policy.observes:
-            self._put(taken, losses, observations)
-        self._journal.consume(taken)
-        if self.shards is not None:
-            self.shards.send(taken.number)
+        with self._store.lock:  # a state that another thread saves has the whole step or nothing of it
+            taken = self._journal.peek(count) if at is None else self._journal.find(at)
+            self._check_left(count)
+            if self.exchange is not None:
+                self._others_rows(observations, count)
+                self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, losses, observations))
+            elif losses.is_cpu and (self._lag is None or not policy.observes):
+                if self.waiting:
+                    self.apply()
+                loss = as_float32(losses, "losses", tiny_is_zero=True)
+                self._store.update_rows(self._rows(taken), loss, "train", observations)  # refusing, it consumes nothing
+            elif policy.observes:
+                self._put(taken, losses, observations)
+            self._journal.consume(taken)
+            if self.shards is not None:
+                self.shards.send(taken.number)
         return taken
 
     def _rows(self, taken: Taken) -> Int64:
@@ -109,13 +110,14 @@ class Feedback:
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""
-        taken = self._journal.peek(count) if indices is None else self._journal.find(as_indices(indices))
-        self._check_left(len(taken.indices))
-        if self.exchange is not None:
-            self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, None, {}))
-        self._journal.consume(taken)
-        if self.shards is not None:
-            self.shards.send(taken.number)
+        with self._store.lock:  # as in ``record``
+            taken = self._journal.peek(count) if indices is None else self._journal.find(as_indices(indices))
+            self._check_left(len(taken.indices))
+            if self.exchange is not None:
+                self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, None, {}))
+            self._journal.consume(taken)
+            if self.shards is not None:
+                self.shards.send(taken.number)
 
     def mean(self, losses: torch.Tensor, taken: Taken) -> torch.Tensor:
         """mean(weight * loss) with its graph, over the finite losses where others are skipped."""

@@ -111,7 +111,7 @@ class PriorityLoader(DataLoader[Any]):
         # torch has put a SequentialSampler here, and does not let it be replaced; trainers look at it.
         object.__setattr__(self, "sampler", sampler)
         self._priority = sampler
-        self._finished = False
+        self._finished: bool | None = None  # not known where another loader goes through the batch sampler
         sampler.lookahead = self.num_workers * (self.prefetch_factor or 0)
         if not self.in_order:
             if lag is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import FrameType
 
     from fastprio._arrays import Float64, Int64
     from fastprio.journal import Taken
@@ -263,23 +261,6 @@ def shard_of(size: int, rank: int | None = None, num_replicas: int | None = None
     if size < num_replicas:
         raise ValueError(f"size = {size}: expected at least one example for each of {num_replicas} ranks")
     return range(size * rank // num_replicas, size * (rank + 1) // num_replicas)
-
-
-def dealing_loader() -> Any:
-    """Accelerate's BatchSamplerShard, if it is what asks for the next draw; else None.
-
-    It goes through the batches of all ranks and keeps every so-many-th. Nothing that a sampler is given says so.
-    """
-    if "accelerate.data_loader" not in sys.modules:
-        return None
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "accelerate.data_loader":
-            loader: Any = frame.f_locals.get("self")
-            if type(loader).__name__ == "BatchSamplerShard" and loader.num_processes > 1:
-                return loader
-        frame = frame.f_back
-    return None
 
 
 def device_of(group: Any) -> torch.device:

@@ -11,13 +11,14 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio import resume
 from fastprio._arrays import integer, one_dimensional, to_numpy
+from fastprio.callers import check_callers, dealing_loader, held_back, refuse_dispatching
 from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Journal, Share, Taken
 from fastprio.policies.base import Plan
 from fastprio.policies.given import Given
-from fastprio.ranks import dealing_loader, place_in, shard_of
+from fastprio.ranks import place_in, shard_of
 from fastprio.store import ScoreStore
 from fastprio.tree import SCHEMES
 
@@ -183,10 +184,11 @@ class PrioritySampler(DistributedSampler[Any]):
         self._epochs.said = integer("epoch", epoch, 0, (1 << 32) - 1)
 
     def __iter__(self) -> Iterator[int]:
+        refuse_dispatching()  # here all ranks find it, and at the first draw only the one that draws
         return itertools.chain.from_iterable(self._stretches(self._epochs.iterator()))
 
     def _stretches(self, iterator: int) -> Iterator[Iterator[int]]:
-        epoch = self._begin(iterator)
+        epoch = self._begin(iterator, singly=True)
         while (draws := epoch.next()) is not None:
             yield draws.singly()
 
@@ -341,18 +343,11 @@ class PrioritySampler(DistributedSampler[Any]):
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"
             )
 
-    def _check_ranks(self, share: Share) -> None:
+    def _check_ranks(self, share: Share, singly: bool) -> None:
         """Refuses what would train ranks on each other's examples, or twice on some."""
         ranks, policy = place_in(self._group)[1], self.store.policy
-        dealer = dealing_loader()
-        if dealer is not None and dealer.split_batches:
-            raise ValueError("split_batches=True cuts batches otherwise than the losses are gathered; use False")
-        if dealer is not None and share.ranks > 1 and not share.dealt:
-            raise ValueError(
-                f"{share.ranks} ranks: this loader deals batches to ranks by itself, and a sampler that slices would "
-                "lose all but one in so many; pass num_replicas=1, rank=0 and the global batch_size (per rank * ranks)"
-            )
-        if share.dealt and dealer is None:
+        check_callers(share, singly, policy.observes, self._epochs.was_loaded)
+        if share.dealt and dealing_loader() is None:
             raise ValueError(
                 f"num_replicas = 1 in a group of {ranks}: this leaves slicing to the loader, but no loader that deals "
                 "batches to ranks (Accelerate's) asks for them; leave num_replicas and rank out, or, where all ranks "
@@ -370,18 +365,18 @@ class PrioritySampler(DistributedSampler[Any]):
                 f"{ranks} ranks: policy {policy.name!r} learns from losses of a batch, so pass batch_size="
             )
 
-    def _begin(self, iterator: int) -> Epoch:
+    def _begin(self, iterator: int, singly: bool) -> Epoch:
         """The next epoch, begun: the epoch's number is fixed here, at an iteration's first draw."""
         with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
             self._check_scheme()
             share = self._share()
-            self._check_ranks(share)
+            self._check_ranks(share, singly)
             settings = Settings(
                 seed=self.seed,
                 batch_size=self.batch_size,
                 scheme=self.scheme,
                 lag=self.lag,
-                lookahead=self.lookahead,
+                lookahead=None if self.lookahead is None else self.lookahead + held_back(),
                 num_samples=self._num_samples,
                 cover_first=self.cover_first,
                 drop_last=self.drop_last,
@@ -425,6 +420,7 @@ class PriorityBatchSampler(Sampler[list[int]]):
         sampler._check_scheme()
 
     def __iter__(self) -> Iterator[list[int]]:
+        refuse_dispatching()
         return self._batches(self.sampler._epochs.iterator())
 
     def _batches(self, iterator: int) -> Iterator[list[int]]:
@@ -435,7 +431,7 @@ class PriorityBatchSampler(Sampler[list[int]]):
                 f"batch_size = {self.batch_size} on {ranks} ranks: the sampler's global one is {sampler.batch_size}"
             )
         sampler.batch_size = self.batch_size * ranks
-        epoch = sampler._begin(iterator)
+        epoch = sampler._begin(iterator, singly=False)
         while (draws := epoch.next(drop_last)) is not None:
             if draws.share.dealt:
                 yield from draws.lists()

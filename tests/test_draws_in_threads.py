@@ -328,7 +328,7 @@ def test_a_thread_that_still_draws_for_the_last_epoch_is_told_so(kind):
 
 def test_what_goes_wrong_in_the_thread_that_draws_is_raised_where_it_is_asked_for():
     sampler, source = make(1000, 16, lag=0)
-    with pytest.raises(RuntimeError, match="lag = 0: batch 1 is drawn when only 0"):
+    with pytest.raises(RuntimeError, match="lag = 0: batch 1 is drawn when only 0"):  # noqa: PT012
         for _ in drawn_elsewhere(source, 16):
             threading.Event().wait(0.2)
     assert sampler.journal.outstanding == 16

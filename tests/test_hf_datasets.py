@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-
 from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, WithIndex
+
+datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
 N, BATCH = 101, 8
 EXAMPLE = os.path.join(os.path.dirname(__file__), "..", "examples", "hf_datasets.py")

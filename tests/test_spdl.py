@@ -8,10 +8,10 @@ import torch
 from loader_helpers import loss_of
 from torch.utils.data import Dataset
 
-spdl = pytest.importorskip("spdl.dataloader", reason="spdl is not installed")
-
 from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, WithIndex
 from fastprio.testing import assert_same_after_resume
+
+spdl = pytest.importorskip("spdl.dataloader", reason="spdl is not installed")
 
 N, BATCH = 201, 8
 

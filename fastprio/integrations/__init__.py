@@ -1,0 +1,1 @@
+"""One module a framework. None is imported by ``import fastprio``."""

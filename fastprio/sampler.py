@@ -406,7 +406,13 @@ class PriorityBatchSampler(Sampler[list[int]]):
 
     def __init__(self, sampler: PrioritySampler, batch_size: int, drop_last: bool = False) -> None:
         if not isinstance(sampler, PrioritySampler):
-            raise TypeError(f"sampler: expected a PrioritySampler, got {type(sampler).__name__}")
+            hint = ""
+            if isinstance(sampler, DistributedSampler):
+                hint = (
+                    "; if a trainer has put it there (Lightning and Fabric rebuild batch samplers on several "
+                    "processes), give the loader batch_size= and sampler=PrioritySampler(...) instead of batch_sampler="
+                )
+            raise TypeError(f"sampler: expected a PrioritySampler, got {type(sampler).__name__}{hint}")
         self.sampler, self.batch_size, self.drop_last = (
             sampler,
             integer("batch_size", batch_size, 1, 1 << 31),

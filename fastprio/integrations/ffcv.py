@@ -45,7 +45,7 @@ PATIENCE = 20.0
 _loaders: weakref.WeakKeyDictionary[PrioritySampler, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
-class PriorityOrder(TraversalOrder):  # type: ignore[misc]
+class PriorityOrder(TraversalOrder):
     """Give it to an ``ffcv.loader.Loader`` as ``order=``; then ``sampler.step(losses)`` once for every batch.
 
     Args:
@@ -130,7 +130,7 @@ class PriorityOrder(TraversalOrder):  # type: ignore[misc]
         return memory if coming is None else _DrawnWhenRead(memory, batches, coming)
 
 
-class SampleIndex(Operation):  # type: ignore[misc]
+class SampleIndex(Operation):
     """Outputs which examples a batch has, int64 [n], whatever it is applied to: that need not be an index.
 
     ::
@@ -185,7 +185,7 @@ class _Length:
         return self._length
 
 
-class _DrawnWhenRead(MemoryContext):  # type: ignore[misc]
+class _DrawnWhenRead(MemoryContext):
     """FFCV's memory of one epoch, which moreover draws every batch just before it is read.
 
     Args:

@@ -1,4 +1,4 @@
-"""Who asks for the next draw: Accelerate's loaders cut, skip and hold back, and nothing given to a sampler says so."""
+"""Who asks for the next draw: what loaders do with draws, and for which data set, nothing given to a sampler says."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
     from fastprio.journal import Share
+
+TORCHS = {"torch.utils.data.dataloader", "torchdata.stateful_dataloader.stateful_dataloader"}
+
+
+def callers(modules: set[str]) -> Iterator[Any]:
+    """The objects whose methods, defined in these modules, are on the call stack, the nearest first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in modules and "self" in frame.f_locals:
+            yield frame.f_locals["self"]
+        frame = frame.f_back
 
 
 def accelerates() -> dict[str, Any]:
     """Those of Accelerate's loaders and samplers that are on the call stack, by the names of their classes."""
     found: dict[str, Any] = {}
-    if "accelerate.data_loader" not in sys.modules:
-        return found
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "accelerate.data_loader" and "self" in frame.f_locals:
-            loader = frame.f_locals["self"]
+    if "accelerate.data_loader" in sys.modules:
+        for loader in callers({"accelerate.data_loader"}):
             found.setdefault(type(loader).__name__, loader)
-        frame = frame.f_back
     return found
+
+
+def check_data_set(size: int) -> None:
+    """ValueError if a torch loader that asks has a data set of another length."""
+    for loader in callers(TORCHS):
+        dataset = getattr(loader, "_dataset", None)
+        if dataset is not None and hasattr(dataset, "__len__") and len(dataset) != size:
+            raise ValueError(f"the sampler has {size} examples, the loader's data set {len(dataset)}")
 
 
 def dealing_loader() -> Any:

@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio import resume
 from fastprio._arrays import integer, one_dimensional, to_numpy
-from fastprio.callers import check_callers, dealing_loader, held_back, refuse_dispatching
+from fastprio.callers import check_callers, check_data_set, dealing_loader, held_back, refuse_dispatching
 from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
@@ -371,6 +371,10 @@ class PrioritySampler(DistributedSampler[Any]):
             self._check_scheme()
             share = self._share()
             self._check_ranks(share, singly)
+            if self.shard == "replicated":
+                check_data_set(len(self.store))
+            elif self._whole is not None:
+                check_data_set(self._whole)
             settings = Settings(
                 seed=self.seed,
                 batch_size=self.batch_size,

@@ -32,6 +32,11 @@ def accelerates() -> dict[str, Any]:
     return found
 
 
+def has_workers() -> bool:
+    """Whether a torch loader asks that reads ahead."""
+    return any(getattr(loader, "_num_workers", 0) > 0 for loader in callers(TORCHS))
+
+
 def check_data_set(size: int) -> None:
     """ValueError if a torch loader that asks has a data set of another length."""
     for loader in callers(TORCHS):

@@ -62,6 +62,7 @@ class Epoch:
         self._stale: Draws | None = None  # single draws that a change of priorities makes so
         self.drawn = self.batches = 0
         self.over = False  # whether another epoch has begun: who still draws from this one is told so
+        self.begun_at = 0  # number of the first draw to be issued: not zero where it goes on
         self.exhausted = False  # whether the loader has been told that there is no more
         self.again: deque[Draws] = deque()  # drawn before a resume, to be issued once more
         self.newest: Draws | None = None

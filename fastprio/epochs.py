@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ class Settings(NamedTuple):
 
     draws: of a rank in an epoch without a plan. whole: examples of all shards, where that is known. each: of what the
     number of draws of all ranks that draw alike is a multiple. moves_torch: whether to take one of torch's numbers.
+    reads_ahead: whether the loader has workers.
     """
 
     seed: int
@@ -44,6 +46,7 @@ class Settings(NamedTuple):
     whole: int | None
     each: int
     moves_torch: bool
+    reads_ahead: bool
 
     @property
     def among_alike(self) -> Share:
@@ -102,6 +105,8 @@ class Epochs:
     def begin(self, settings: Settings, iterator: int) -> Epoch:
         """The next epoch, or the one that a state was loaded of. The caller holds the store's lock."""
         self._connect(settings)
+        if self._loaded is None and self._store.kept is not None:
+            self._feedback.waiting.clear()  # a store was loaded alone: what waits is of before
         if self._loaded is None or not self._go_on(self._loaded, settings, iterator):
             self._begin_new(settings)
         self._loaded, self._settings = None, settings
@@ -141,10 +146,8 @@ class Epochs:
             last.over = True
         self.number, self.said = number, None
         self._iteration += 1
-        self._journal.begin_epoch(now.batch_size is not None, _in_flight(now))
-        shards = self._meet(now)
-        seed = now.seed if shards is None else _core.word(now.seed, shards.rank, _core.Purpose.shard, 0, 0)
-        store.seed = seed
+        self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
+        seed = store.seed = _seed(now)
         store.begin_epoch(number)
         if store.tree.refit_gain(least=8):
             store.tree.refit()
@@ -156,6 +159,7 @@ class Epochs:
         elif policy.observes:
             # Without replacement everything comes once anyway, and what was covered would come twice.
             self._cover.begin_epoch(seed, now.cover_first and now.scheme != "epoch")
+        shards = self._meet(now)  # now that priorities are what they are to be
         self.under_way = self._epoch(number, seed, total, planned, shards, now)
 
     def _planned_total(self, plan: Plan, chosen: int, now: Settings) -> int:
@@ -216,19 +220,34 @@ class Epochs:
         over = epoch.exhausted or epoch.position >= epoch.total
         return self._state(seed, epoch.position, over=over, replay=True)
 
-    def consumed_state(self, seed: int, over: bool | None) -> dict[str, Any]:
+    def consumed_state(self, seed: int, over: bool | None, yielded: int | None) -> dict[str, Any]:
         """Where training stands. See ``PrioritySampler.consumed_state``."""
         epoch, oldest = self.under_way, self._journal.oldest()
         if self._loaded is not None or epoch is None:
             return self.state(seed)
         position = epoch.position
-        if oldest is not None:
+        if not self._store.policy.observes and not self._journal.consumed_batches:
+            position = self._never_stepped(epoch, yielded)
+        elif oldest is not None:
+            self._journal.check_forgotten()
             position = oldest.first + oldest.consumed * oldest.share.ranks
         elif epoch.again:
             position = epoch.again[0].first
         if over is None:
             over = position >= epoch.total or (epoch.exhausted and oldest is None)
         return self._state(seed, position, over=over, replay=False)
+
+    def _never_stepped(self, epoch: Epoch, yielded: int | None) -> int:
+        """Where a loop stands that need not step, because nothing is learnt."""
+        assert self._settings is not None
+        if yielded is not None and self._settings.batch_size is not None:
+            return min(epoch.begun_at + yielded * self._settings.batch_size, epoch.total)
+        if self._settings.reads_ahead or self._journal.issuer not in (0, threading.get_ident()):
+            raise ValueError(
+                "nothing was stepped in this epoch and its loader reads ahead, so where training stands is not known: "
+                "call step(losses) or skip() once for every batch, or use PriorityLoader"
+            )
+        return epoch.position
 
     def _state(self, seed: int, position: int, over: bool, replay: bool) -> dict[str, Any]:
         return {
@@ -243,25 +262,36 @@ class Epochs:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The next epoch is the rest of the one that this state is of."""
+        """The next epoch is the rest of the one that this state is of. What was under way here is forgotten."""
+        if self.under_way is not None:
+            self.under_way.over, self.under_way = True, None
+        self._journal.begin_epoch(None, 1)
+        self._feedback.waiting.clear()
+        self._cover, self._was_idle, self._iteration = Cover(self._store), False, state["iteration"]
         self._loaded, self.number, self._iterators = state, state["epoch"], 0
 
-    def _record(self) -> resume.Record:
+    def claim(self) -> None:
+        """What is saved with the store from now on is this sampler's, also if another one draws from it."""
+        if self._loaded is None:
+            self._store.keep(self._record)
+
+    def _record(self) -> resume.Record | None:
         """What is saved with the store."""
-        assert self.under_way is not None
-        assert self._settings is not None
+        if self.under_way is None or self._settings is None:
+            return None
         counts = {"iteration": self._iteration, "was_idle": self._was_idle}
-        alike = self._settings.to_compare()
+        alike = {**self._settings.to_compare(), "each": self._settings.each}
         return resume.pack(self.under_way, self._journal, self._feedback, self._cover, alike, counts)
 
     def _go_on(self, state: dict[str, Any], now: Settings, iterator: int) -> bool:
         """Puts back the epoch that was under way, with what is to be issued again. False if a new one is to begin."""
-        said = self.said if self.said is not None else state["said"]
+        said, pending = self.said, state["said"]
+        following = said if said is not None else pending
         # A loader that had come to the end makes a second iterator for a new epoch. One that had only drawn everything
         # goes on with the first, which is then empty. A loop says by ``set_epoch`` whether it is still in that epoch.
         over = state["over"] and (iterator > 1 if state["replay"] else said != state["epoch"])
         if self._store.kept is None:
-            return self._go_on_alone(state, said, over, now)
+            return self._go_on_alone(state, following, over, now)
         saved = resume.unpack(self._store.kept, len(self._store))
         for name, value in now.to_compare().items():
             if saved.settings.get(name) != value:
@@ -273,10 +303,16 @@ class Epochs:
             )
         # A snapshot from before an epoch's first draw is of the epoch before.
         before = state["iteration"] == saved.iteration - 1
-        position, over = (0, False) if before else (state["position"], over)
+        position = 0 if before else state["position"]
+        if before:
+            over = False
+        elif said is not None:
+            over = over or said > saved.epoch or (said != saved.epoch and position >= saved.total)
+        elif pending not in (None, saved.epoch):
+            over = True  # the epoch was left, and the next one named
         again = resume.to_issue_again(saved, position, state["replay"], now.among_alike, self._journal.depth)
         shards = None if over else self._meet(now)
-        self._journal.begin_epoch(now.batch_size is not None, _in_flight(now))
+        self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
         self._feedback.waiting.clear()
         self._feedback.begin_epoch(saved.epoch, _most_left(now))
         self._feedback.restore(saved.updates, saved.batches)
@@ -289,25 +325,25 @@ class Epochs:
             planned = PlannedEpoch(saved.plan, len(self._store), self._store.seed, saved.epoch)
             planned.at = saved.plan_at
         # Without a plan, of as many ranks as there are now.
-        total = saved.total if planned is not None else now.total
+        total = saved.total if planned is not None or saved.settings.get("each") == now.each else now.total
         epoch = self._epoch(saved.epoch, self._store.seed, total, planned, shards, now)
         epoch.drawn, epoch.batches = saved.drawn, saved.batches
+        epoch.begun_at = position
         self.under_way = epoch
         passed = [e for e in saved.entries if e.end <= position and e.consumed < len(e.indices)]
         self._journal.consumed_batches = saved.consumed_batches + len(passed)  # their losses will not come
         if over:
             for draws in again:
                 self._journal.append(draws)
-            self.said = said
+            self.said = following
             return False
         if said not in (None, saved.epoch):
             log.warning(
                 "set_epoch(%s) is passed over: a state of epoch %d was loaded, which goes on", said, saved.epoch
             )
-        self.said = None
+        self.said = pending if said is None else None
         epoch.again.extend(again)
-        if state["replay"]:
-            self._journal.mark(position)
+        self._journal.go_on_from(position if state["replay"] else None)
         return True
 
     def _go_on_alone(self, state: dict[str, Any], said: int | None, over: bool, now: Settings) -> bool:
@@ -326,7 +362,15 @@ class Epochs:
         self._begin_new(now)
         assert self.under_way is not None
         self.under_way.go_to(state["position"])
+        self.under_way.begun_at = state["position"]
         return True
+
+
+def _seed(now: Settings) -> int:
+    """Of the draws: with shards, each rank's own."""
+    if not now.sharded or now.share.ranks == 1:
+        return now.seed
+    return _core.word(now.seed, now.share.rank, _core.Purpose.shard, 0, 0)
 
 
 def _most_left(now: Settings) -> int | None:

@@ -195,14 +195,16 @@ class Journal:
         self._behind: deque[Draws] = deque()
         self._marks: deque[int] = deque()
         self._lock = fork_safe_lock(self, "_lock")
-        self.begin_epoch(whole=True)
+        self.begin_epoch(None, 1)
 
-    def begin_epoch(self, whole: bool, in_flight: int = 0) -> None:
+    def begin_epoch(self, batch_size: int | None, ranks: int, in_flight: int = 0) -> None:
         """Forgets everything: what was not consumed never will be.
 
         Args:
-            whole: whether draws come as batches. in_flight: how many draws are known to run ahead of the steps.
+            batch_size: of all ranks, or None where draws come singly. ranks: that share it. in_flight: how many draws
+                are known to run ahead of the steps.
         """
+        whole = batch_size is not None
         with self._lock:
             for draws in self._entries:
                 draws.cut()  # an iterator of the last epoch that is still held finds nothing more
@@ -210,7 +212,7 @@ class Journal:
             self._behind.clear()
             if self._marks:  # the loader's last snapshot may be of before this epoch
                 self._marks = deque([0])
-            self._whole = whole
+            self._whole, self._size = whole, (batch_size or 0) // ranks
             self._most = max(DEPTH if whole else SINGLES, in_flight)
             self._left = 0  # not consumed, issued or not
             self._forgotten = False
@@ -264,7 +266,14 @@ class Journal:
         with self._lock:
             if not self._marks or position > self._marks[-1]:
                 self._marks.append(position)
+            if len(self._marks) > BATCHES:  # nothing is stepped
+                del self._marks[1]
             self._forget_behind()
+
+    def go_on_from(self, snapshot: int | None) -> None:
+        """The loader's snapshot that counts is the one that it was loaded from, if it was."""
+        with self._lock:
+            self._marks = deque([] if snapshot is None else [snapshot])
 
     def kept(self) -> list[Draws]:
         """All draws that are still known, in the order of their numbers."""
@@ -272,10 +281,10 @@ class Journal:
             return sorted([*self._behind, *self._entries], key=lambda draws: draws.first)
 
     @property
-    def gone_back_to(self) -> int:
-        """Number of the draw to which the loader's last snapshot that counts goes back, if it takes any."""
+    def gone_back_to(self) -> int | None:
+        """Number of the draw that comes next in the loader's last snapshot that counts; None if it takes none."""
         with self._lock:
-            return self._marks[0] if self._marks else 0
+            return self._marks[0] if self._marks else None
 
     def peek(self, count: int | None = None) -> Taken:
         """The next draws not consumed: ``count`` of them, or the rest of the batch (of single draws: all issued).
@@ -291,7 +300,7 @@ class Journal:
             return self._peek(count)
 
     def _peek(self, count: int | None) -> Taken:
-        self._check_forgotten()
+        self.check_forgotten()
         first = next((draws for draws in self._entries if draws.issued > draws.consumed), None)
         if first is None:
             raise RuntimeError(
@@ -299,7 +308,8 @@ class Journal:
             )
         return self._of_batch(first, count) if self._whole else self._of_singles(count)
 
-    def _check_forgotten(self) -> None:
+    def check_forgotten(self) -> None:
+        """RuntimeError if draws were never consumed and are not known any more."""
         if self._forgotten:
             raise RuntimeError(
                 f"more than {self._most} draws were issued and not consumed, and the oldest are forgotten: call "
@@ -309,7 +319,7 @@ class Journal:
     def find(self, indices: Int64) -> Draws:
         """The outstanding batch with just these indices, wherever it stands. ValueError if there is none."""
         with self._lock:
-            self._check_forgotten()
+            self.check_forgotten()
             for draws in self._entries:
                 if self._whole and draws.consumed == 0 and np.array_equal(draws.indices, indices):
                     return draws
@@ -372,8 +382,8 @@ class Journal:
         singly = draws.singles is not None  # the loader makes batches of them by itself
         if count in (None, left):
             return draws.part(draws.consumed, size)
-        if not (singly and count is not None and 1 < count < left and size % count == 0):
-            hint = f"; give the loader the sampler's batch_size, {size}" if singly else ""
+        if not (singly and count is not None and 1 < count < left and (self._size or size) % count == 0):
+            hint = f"; give the loader the sampler's batch_size, {self._size}" if singly else ""
             raise ValueError(
                 f"losses: expected {left} of them, one an example of batch {draws.number}, got {count}{hint}"
             )

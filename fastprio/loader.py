@@ -112,6 +112,7 @@ class PriorityLoader(DataLoader[Any]):
         object.__setattr__(self, "sampler", sampler)
         self._priority = sampler
         self._finished: bool | None = None  # not known where another loader goes through the batch sampler
+        self._yielded: int | None = None
         sampler.lookahead = self.num_workers * (self.prefetch_factor or 0)
         if not self.in_order:
             if lag is not None:
@@ -129,7 +130,7 @@ class PriorityLoader(DataLoader[Any]):
         sampler = self._priority
         strict = sampler.store.policy.observes and self.in_order
         consumed = None  # batches, before the first one; not zero where an epoch goes on
-        self._finished = False
+        self._finished, self._yielded = False, 0
         for yielded, batch in enumerate(super().__iter__()):
             consumed = sampler.journal.consumed_batches if consumed is None else consumed
             if strict and sampler.journal.consumed_batches < consumed + yielded:
@@ -137,6 +138,7 @@ class PriorityLoader(DataLoader[Any]):
                     f"batch {sampler.journal.consumed_batches} of this epoch was neither stepped nor skipped: call "
                     "step(losses) or skip() once for every batch"
                 )
+            self._yielded = yielded + 1
             yield batch
         self._finished = True
 
@@ -174,7 +176,8 @@ class PriorityLoader(DataLoader[Any]):
         is drawn again as it was. Cost: O(size).
         """
         with self.store.lock:
-            return {"store": self.store.state_dict(), "sampler": self._priority.consumed_state(self._finished)}
+            position = self._priority.consumed_state(self._finished, self._yielded)
+            return {"store": self.store.state_dict(), "sampler": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave: the next iteration goes on there. ValueError if it does not fit."""

@@ -6,7 +6,8 @@ have come, is as large as the journal, and is saved with the store, at the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,14 @@ def pack(
     """Arrays by name, and plain values. Waits for losses that other ranks are sending."""
     epoch.priorities_changed()  # single draws not taken yet are made anew, after a resume as without one
     entries = [draws for draws in [*journal.kept(), *epoch.again] if len(draws)]
+    begin = kept_from([(draws.first, draws.first + len(draws)) for draws in entries], epoch.drawn)
+    if (snapshot := journal.gone_back_to) is not None and snapshot < begin:
+        warnings.warn(
+            f"the loader's last snapshot is of draw {snapshot}, and the journal keeps those from {begin} on: a state "
+            f"that is saved now cannot be loaded by such a loader. Pass more than depth={journal.depth} to the "
+            "sampler, or let the loader take snapshots more often (snapshot_every_n_steps)",
+            stacklevel=2,
+        )
     walk = cover.walk or next((draws.cover[0] for draws in entries if draws.cover is not None), None)
     rows = [
         (
@@ -196,11 +205,9 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
             f"the loader's state is of draw {position} of epoch {saved.epoch}, the store's journal ends at "
             f"{saved.drawn}: they were not saved at the same moment"
         )
-    begin = saved.drawn
-    for entry in reversed(saved.entries):
-        if entry.end != begin:
-            break
-        begin = entry.first
+    begin = kept_from([(entry.first, entry.end) for entry in saved.entries], saved.drawn)
+    if not replay:  # what is not there was consumed, in whatever order
+        begin = min(position, begin)
     if position < begin:
         batch = saved.settings["batch_size"] or 1
         consumed = max(saved.drawn - sum(len(e.indices) - e.consumed for e in saved.entries), begin)
@@ -226,6 +233,16 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
         draws.consumed = max(consumed // share.ranks, 0)
         again.append(draws)
     return again
+
+
+def kept_from(spans: Sequence[tuple[int, int]], drawn: int) -> int:
+    """Number of the draw from which on all are known, of those in these spans, in order, up to number ``drawn``."""
+    begin = drawn
+    for first, end in reversed(spans):
+        if end != begin:
+            break
+        begin = first
+    return begin
 
 
 def _unpacked_entries(arrays: Mapping[str, Any], walk: Walk | None) -> list[Entry]:

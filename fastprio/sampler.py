@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio import resume
 from fastprio._arrays import integer, one_dimensional, to_numpy
-from fastprio.callers import check_callers, check_data_set, dealing_loader, held_back, refuse_dispatching
+from fastprio.callers import check_callers, check_data_set, dealing_loader, has_workers, held_back, refuse_dispatching
 from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
@@ -250,7 +250,10 @@ class PrioritySampler(DistributedSampler[Any]):
         self._feedback.skip(None if count is None else integer("count", count, 1), indices)
 
     def flush(self) -> None:
-        """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end."""
+        """Applies all losses recorded so far, also those that ``lag`` holds back: for reading the store at the end.
+
+        Those of a state that was loaded are applied when the next iteration begins, and not here.
+        """
         self._feedback.apply()
 
     def _record(self, losses: torch.Tensor, indices: Any, observations: dict[str, Any]) -> Taken:
@@ -270,13 +273,19 @@ class PrioritySampler(DistributedSampler[Any]):
         with self.store.lock:
             return self._epochs.state(self.seed)
 
-    def consumed_state(self, over: bool | None = None) -> dict[str, Any]:
+    def consumed_state(self, over: bool | None = None, yielded: int | None = None) -> dict[str, Any]:
         """The same for where training stands: the first draw neither stepped nor skipped, however far loaders read on.
 
-        over: whether the epoch has ended; None: if all its draws were consumed.
+        Args:
+            over: whether the epoch has ended; None: if all its draws were consumed.
+            yielded: batches that the loader has yielded in this iteration, for loops that need not step.
+
+        Raises: ValueError if nothing was stepped, nothing is learnt, and a loader reads ahead. RuntimeError if a loop
+            that learns never steps, so that the oldest draws are forgotten.
         """
         with self.store.lock:
-            return self._epochs.consumed_state(self.seed, over)
+            self._epochs.claim()
+            return self._epochs.consumed_state(self.seed, over, yielded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was taken: with the same draws, also those that were in flight.
@@ -391,6 +400,7 @@ class PrioritySampler(DistributedSampler[Any]):
                 whole=self._whole,
                 each=self._each(share),
                 moves_torch=self.generator is None,
+                reads_ahead=has_workers(),
             )
             return self._epochs.begin(settings, iterator)
 
@@ -486,7 +496,8 @@ class Checkpoint:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; loads under ``torch.load(weights_only=True)``. Cost: O(size)."""
         with self.sampler.store.lock:
-            return {"store": self.sampler.store.state_dict(), "sampler": self.sampler.consumed_state()}
+            position = self.sampler.consumed_state()
+            return {"store": self.sampler.store.state_dict(), "sampler": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave. ValueError if it does not fit, before anything has changed."""

@@ -86,7 +86,7 @@ class ScoreStore:
         self.lock = fork_safe_lock(self, "lock")
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.kept: Record | None = None  # what was saved with the state that was loaded, until somebody takes it up
-        self._keeper: weakref.WeakMethod[Callable[[], Record]] | None = None
+        self._keeper: weakref.WeakMethod[Callable[[], Record | None]] | None = None
         self.policy.start(self)
         self._warm_up()
 
@@ -396,8 +396,8 @@ class ScoreStore:
         """
         return snapshot.load(path, cls, policy)
 
-    def keep(self, record: Callable[[], Record]) -> None:
-        """From now on saves (arrays by name, plain values), as this bound method, held weakly, gives them then."""
+    def keep(self, record: Callable[[], Record | None]) -> None:
+        """From now on saves (arrays by name, plain values) as this bound method, held weakly, gives them, if any."""
         self._keeper, self.kept = weakref.WeakMethod(record), None
 
     def record(self) -> Record | None:

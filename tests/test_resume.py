@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import fastprio
 from fastprio import Checkpoint, PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore
 from fastprio.policies import LossPower
 from fastprio.testing import assert_same_after_resume, sampler_of
@@ -252,14 +254,185 @@ def test_set_epoch_does_not_undo_a_state(caplog):
     expected.load_state_dict(state)
     again = make("own")()
     again.load_state_dict(state)
-    again.set_epoch(7)
-    again.set_epoch(7)
+    again.set_epoch(0)
+    again.set_epoch(0)
     with caplog.at_level(logging.WARNING, "fastprio"):
         assert rest_of(again) == rest_of(expected)
-    assert "set_epoch(7) is passed over" in caplog.text
+    assert not caplog.text
+    state = again.state_dict()
     again.set_epoch(7)
-    next(iter(again))
+    batches = iter(again)
+    train_step(again, next(batches))
     assert again.sampler.epoch == 7
+    state = again.state_dict()
+    frameworks = make("own")()  # some count from 0 again after a resume
+    frameworks.load_state_dict(state)
+    frameworks.set_epoch(0)
+    with caplog.at_level(logging.WARNING, "fastprio"):
+        assert next(iter(frameworks)).tolist() == next(batches).tolist()
+    assert "set_epoch(0) is passed over" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["own", "plain batches", "plain singles"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_epoch_that_was_left_is_not_gone_on_with_when_another_is_named(kind, named):
+    """Five batches an epoch, then ``break``; saved after the loop, before or after the next epoch is named."""
+
+    def epoch(loader, number):
+        sampler_of(loader).set_epoch(number)
+        drawn = []
+        for batch in loader:
+            drawn.append(batch.tolist())
+            torch.manual_seed(100 * number + len(drawn))
+            train_step(loader, batch)
+            if len(drawn) == 5:
+                break
+        return drawn
+
+    def state_of(loader):
+        return loader.state_dict() if kind == "own" else Checkpoint(sampler_of(loader)).state_dict()
+
+    loader = make(kind, workers=2)()
+    for number in (0, 1):
+        epoch(loader, number)
+    if named:
+        sampler_of(loader).set_epoch(2)
+    state = state_of(loader)
+    expected = [epoch(loader, 2), epoch(loader, 5)]
+    again = make(kind, workers=2)()
+    (again if kind == "own" else Checkpoint(sampler_of(again))).load_state_dict(state)
+    if named:
+        first = []
+        for batch in again:
+            first.append(batch.tolist())
+            torch.manual_seed(200 + len(first))
+            train_step(again, batch)
+            if len(first) == 5:
+                break
+        assert [first, epoch(again, 5)] == expected
+    else:
+        assert [epoch(again, 2), epoch(again, 5)] == expected
+
+
+@pytest.mark.parametrize("kind", ["own", "plain batches", "stateful batches"])
+def test_a_state_of_an_epochs_last_step_leads_to_the_epoch_that_is_named(kind):
+    make_loader = make(kind, workers=1)
+    loader, state = make_loader(), None
+    for number, batch in enumerate(loader):
+        train_step(loader, batch)
+        if number == 12:
+            both = kind.startswith("plain")
+            state = Checkpoint(sampler_of(loader)).state_dict() if both else loader.state_dict()
+            store = sampler_of(loader).store.state_dict()
+    sampler_of(loader).set_epoch(1)
+    expected = next(iter(loader)).tolist()
+    again = make_loader()
+    if kind == "stateful batches":
+        sampler_of(again).store.load_state_dict(store)
+        again.load_state_dict(state)
+    else:
+        (again if kind == "own" else Checkpoint(sampler_of(again))).load_state_dict(state)
+    sampler_of(again).set_epoch(1)
+    assert next(iter(again)).tolist() == expected
+
+
+def test_batches_consumed_in_any_order_are_not_issued_again():
+    def drawn_of(sampler):
+        batches = iter(PriorityBatchSampler(sampler, BATCH))
+        return [np.array(next(batches)) for _ in range(4)]
+
+    sampler = PrioritySampler(ScoreStore(N, epochs=3), batch_size=BATCH, seed=3)
+    drawn = drawn_of(sampler)
+    for number in (1, 3):
+        sampler.step(torch.rand(BATCH), indices=drawn[number])
+    state = Checkpoint(sampler).state_dict()
+    again = PrioritySampler(ScoreStore(N, epochs=3), batch_size=BATCH, seed=3)
+    Checkpoint(again).load_state_dict(state)
+    batches = iter(PriorityBatchSampler(again, BATCH))
+    assert next(batches) == drawn[0].tolist()
+    again.step(torch.rand(BATCH))
+    assert next(batches) == drawn[2].tolist()
+    again.step(torch.rand(BATCH))
+    rest = [i for batch in batches for i in batch]
+    assert sorted([*rest, *np.concatenate(drawn).tolist()]) == list(range(N))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("policy", ["uniform", "given"])
+def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
+    given = fastprio.policies.Given(np.arange(1.0, N + 1)) if policy == "given" else policy
+
+    def loader():
+        return PriorityLoader(Numbers(), BATCH, policy=ScoreStore(N, given), seed=2, num_workers=workers)
+
+    whole = loader()
+    drawn = [batch.tolist() for batch in whole] + [batch.tolist() for batch in whole]
+    begun = loader()
+    for number, _ in enumerate(begun):
+        if number == 6:
+            break
+    again = loader()
+    again.load_state_dict(begun.state_dict())
+    assert [batch.tolist() for _ in range(2) for batch in again] == drawn[7:]
+    sampler = PrioritySampler(ScoreStore(N, given), batch_size=BATCH, seed=2)
+    batches = iter(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers))
+    for _ in range(7):
+        next(batches)
+    if workers:
+        with pytest.raises(ValueError, match="nothing was stepped in this epoch and its loader reads ahead"):
+            Checkpoint(sampler).state_dict()
+        return
+    again = PrioritySampler(ScoreStore(N, given), batch_size=BATCH, seed=2)
+    Checkpoint(again).load_state_dict(Checkpoint(sampler).state_dict())
+    assert list(PriorityBatchSampler(again, BATCH)) == drawn[7 : len(drawn) // 2]
+
+
+def test_loading_forgets_what_was_under_way():
+    fresh = make("own", lag=2)()
+    start = fresh.state_dict()
+    loader, batches = begun(lag=2)
+    loader.load_state_dict(start)
+    with pytest.raises(RuntimeError, match="nothing is outstanding"):
+        loader.step(torch.rand(BATCH))
+    with pytest.raises(RuntimeError, match="a newer iteration of this sampler has begun"):
+        next(batches)
+    loader.flush()
+    assert loader.store.stats()["updates"] == 0
+    assert rest_of(loader) == rest_of(fresh)
+    assert loader.store.stats()["coverage"] == fresh.store.stats()["coverage"]
+
+
+def test_a_second_sampler_on_a_store_saves_its_own_state():
+    store = ScoreStore(N, epochs=3)
+    first = PrioritySampler(store, batch_size=BATCH)
+    for batch in PriorityBatchSampler(first, BATCH):
+        first.step(torch.rand(len(batch)))
+    second = PrioritySampler(store, batch_size=BATCH, seed=9)
+    state = Checkpoint(second).state_dict()
+    expected = next(iter(PriorityBatchSampler(second, BATCH)))
+    again = PrioritySampler(ScoreStore(N, epochs=3), batch_size=BATCH, seed=9)
+    Checkpoint(again).load_state_dict(state)
+    assert next(iter(PriorityBatchSampler(again, BATCH))) == expected
+
+
+def test_a_state_that_its_loader_could_not_load_is_announced_when_saved():
+    loader = make("stateful batches", workers=2, snapshot=50, depth=4)()
+    for number, batch in enumerate(loader):
+        train_step(loader, batch)
+        if number == 3:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                sampler_of(loader).store.state_dict()
+    with pytest.warns(UserWarning, match="Pass more than depth=4 to the sampler"):
+        sampler_of(loader).store.state_dict()
+
+
+def test_single_draws_in_parts_whose_last_batch_is_not_full():
+    sampler = PrioritySampler(ScoreStore(N), batch_size=BATCH)  # 101 = 12 * 8 + 5, in fours
+    for batch in DataLoader(Numbers(), BATCH // 2, sampler=sampler):
+        assert batch.tolist() == sampler.indices.tolist()[: len(batch)]
+        sampler.step(torch.rand(len(batch)))
+    assert sampler.store.stats()["coverage"] == 1
 
 
 def test_saving_changes_nothing_and_single_draws_ahead_are_made_anew():

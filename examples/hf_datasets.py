@@ -24,15 +24,12 @@ loader = fastprio.PriorityLoader(fastprio.WithIndex(train), 32, epochs=EPOCHS, n
 for _ in range(EPOCHS):
     for indices, batch in loader:
         losses = F.cross_entropy(model(batch["pixels"]), batch["digit"], reduction="none")
-        loss = loader.step(losses)
+        loss = loader.step(losses, indices=indices)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-# What it found hardest: the last batch's indices, and every example's last loss, by row.
-hardest = loader.store.column("loss").argsort()[-5:][::-1].copy()
-print(
-    "hardest rows:", hardest.tolist(), "digits:", train[hardest]["digit"].tolist(), "last batch:", indices[:5].tolist()
-)
+hardest = loader.store.column("loss").argsort()[-5:][::-1].tolist()
+print("hardest rows:", hardest, "which are", train[hardest]["digit"].tolist())
 accuracy = (model(test["pixels"][:]).argmax(1) == test["digit"][:]).float().mean().item()
 print(f"accuracy {accuracy:.3f}")

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+pytest.importorskip("datasets", reason="datasets is not installed")
+
+import datasets
 
 from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, WithIndex
 

@@ -262,7 +262,7 @@ def messages() -> str:
     rows = [["ranks", "replicated: sent, received by a rank", "time", "sharded: sent, received", "time"]]
     for ranks in map(int, next(iter(record["replicated"].values()))):
         row = [str(ranks)]
-        for message in (of_losses, 16):
+        for message in (of_losses, 24):
             row += [f"{message:,} B, {ranks * message / 1e3:,.1f} kB", f"{1e6 * on_the_wire(ranks, message):,.0f} us"]
         rows.append(row)
     return markdown(rows)

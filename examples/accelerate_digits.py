@@ -1,7 +1,7 @@
 """Accelerate, on one process or several: prioritized batches, interrupted in the middle of an epoch, and gone on.
 
 python examples/accelerate_digits.py
-accelerate launch --cpu --num_processes 2 examples/accelerate_digits.py
+torchrun --nproc-per-node 2 examples/accelerate_digits.py
 """
 
 import tempfile

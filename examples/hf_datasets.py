@@ -21,16 +21,15 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 loader = fastprio.PriorityLoader(fastprio.WithIndex(train), 32, epochs=EPOCHS, num_workers=2)
-for _epoch in range(EPOCHS):
-    for _, batch in loader:
+for _ in range(EPOCHS):
+    for indices, batch in loader:
         losses = F.cross_entropy(model(batch["pixels"]), batch["digit"], reduction="none")
-        loss = loader.step(losses)
+        loss = loader.step(losses, indices=indices)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-# What it found hardest, by the last loss of every row.
-hardest = loader.store.column("loss").argsort()[-5:][::-1].copy()
-print("hardest rows:", hardest.tolist(), "digits:", train[hardest]["digit"].tolist())
+hardest = loader.store.column("loss").argsort()[-5:][::-1].tolist()
+print("hardest rows:", hardest, "which are", train[hardest]["digit"].tolist())
 accuracy = (model(test["pixels"][:]).argmax(1) == test["digit"][:]).float().mean().item()
 print(f"accuracy {accuracy:.3f}")

@@ -49,7 +49,6 @@ class Feedback:
 
     def record(self, losses: torch.Tensor, indices: Any, observations: Mapping[str, Any]) -> Taken:
         """Takes the losses of the next batch (or the one with ``indices``), as ``PrioritySampler.step`` says."""
-        policy = self._store.policy
         if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
             got = losses.dtype if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise TypeError(f"losses: expected a floating-point tensor, one loss for each example, got {got}")
@@ -70,17 +69,28 @@ class Feedback:
             if self.exchange is not None:
                 self._others_rows(observations, count)
                 self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, losses, observations))
-            elif losses.is_cpu and (self._lag is None or not policy.observes):
-                if self.waiting:
-                    self.apply()
-                loss = as_float32(losses, "losses", tiny_is_zero=True)
-                self._store.update_rows(self._rows(taken), loss, "train", observations)  # refusing, it consumes nothing
-            elif policy.observes:
-                self._put(taken, losses, observations)
+            elif self.shards is None:
+                self._learn(taken, losses, observations)  # refusing, it consumes nothing
+            else:
+                failure = None
+                try:
+                    self._learn(taken, losses, observations)
+                except ValueError as error:
+                    failure = error  # to be raised at the next draw, on all ranks
+                self.shards.send(taken.number, failure)
             self._journal.consume(taken)
-            if self.shards is not None:
-                self.shards.send(taken.number)
         return taken
+
+    def _learn(self, taken: Taken, losses: torch.Tensor, observations: Mapping[str, Any]) -> None:
+        """By this rank alone: at once if nothing is to be waited for, else at a draw."""
+        observes = self._store.policy.observes
+        if losses.is_cpu and (self._lag is None or not observes):
+            if self.waiting:
+                self.apply()
+            loss = as_float32(losses, "losses", tiny_is_zero=True)
+            self._store.update_rows(self._rows(taken), loss, "train", observations)
+        elif observes:
+            self._put(taken, losses, observations)
 
     def _rows(self, taken: Taken) -> Int64:
         """The rows of the store that were drawn."""

@@ -199,7 +199,7 @@ class Shards:
         group: of the ranks. settings: what must be the same on all. tree: of this rank's shard.
 
     Raises: ValueError if ranks differ in the settings.
-    Cost: one all_gather of 16 bytes a rank and step, waited for at the next draw; and one when made, which waits.
+    Cost: one all_gather of 24 bytes a rank and step, waited for at the next draw; and one when made, which waits.
     """
 
     def __init__(self, group: Any, settings: Mapping[str, int], tree: SumTree) -> None:
@@ -215,17 +215,27 @@ class Shards:
         self.whole, self.offset = sum(sizes), sum(sizes[: self.rank])
         self.masses: Float64 = np.array([mass for _, _, mass in everyones])
         self._waiting: list[Flight] = []
+        self._failure: ValueError | None = None
 
-    def send(self, batch: int) -> None:
-        """Tells the other ranks the mass of this one's shard after a batch of this number. Does not wait."""
-        mine = np.array([batch, 0], np.int64)
-        mine[1:].view(np.float64)[0] = self._tree.total * self._tree.unit
+    def send(self, batch: int, failure: ValueError | None = None) -> None:
+        """Tells the other ranks the mass of this one's shard after a batch of this number. Does not wait.
+
+        failure: what the batch's losses had wrong, which then raises on all ranks.
+        """
+        mine = np.array([batch, failure is not None, 0], np.int64)
+        mine[2:].view(np.float64)[0] = self._tree.total * self._tree.unit
+        self._failure = failure or self._failure
         message = torch.from_numpy(mine.view(np.uint8)).to(self._device)
         self._waiting.append(Flight(message, self._group))
 
     def receive(self) -> None:
-        """Waits for what was sent. RuntimeError if a rank failed, or did not step as often as this one."""
+        """Waits for what was sent.
+
+        Raises: RuntimeError if a rank is not there, or did not step as often as this one. ValueError if the losses of
+            one were refused.
+        """
         waiting, self._waiting = self._waiting, []
+        failure, self._failure = self._failure, None
         for flight in waiting:
             rows = flight.table().view(np.int64)
             if (rows[:, 0] != rows[0, 0]).any():
@@ -233,7 +243,11 @@ class Shards:
                     f"ranks have stepped or skipped different batches, {rows[:, 0].tolist()}: call step(losses) or "
                     "skip() once for every batch on each"
                 )
-            self.masses = rows[:, 1].copy().view(np.float64)
+            self.masses = rows[:, 2].copy().view(np.float64)
+            if rows[:, 1].any():
+                ranks = ", ".join(map(str, np.flatnonzero(rows[:, 1])))
+                own = "" if failure is None else f": {failure}"
+                raise ValueError(f"batch {rows[0, 0]}: the losses of rank {ranks} were refused{own}") from failure
 
     def share_of_mass(self) -> float:
         """This shard's share of all mass: its own as it is now, the others' as of their last step."""

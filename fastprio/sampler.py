@@ -226,7 +226,8 @@ class PrioritySampler(DistributedSampler[Any]):
             ValueError: another length; a loss that is not finite (``on_nonfinite``) or that the policy refuses, which
                 for losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
 
-        PriorityLoader, which knows what it has yielded, finds every forgotten step. By itself a sampler finds one only
+        PriorityLoader, which knows what it has yielded, finds every forgotten step but that of an epoch's last batch
+        (whose losses are then missing, and credited to no other). By itself a sampler finds one only
         where a later step shows it: not one before an epoch's first step, nor at its end, nor where another thread
         draws. To train on a batch in pieces, take ``weights`` first and ``record`` all its losses at the end.
 

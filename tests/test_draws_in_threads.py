@@ -252,7 +252,8 @@ def test_from_any_state_training_goes_on_exactly(lag):
 
     def save():
         state = checkpoint.state_dict()
-        saved[state["sampler"]["position"] // 16] = state
+        if not state["sampler"]["over"]:
+            saved[state["sampler"]["position"] // 16] = state
         saves[0] += 1
 
     with threads(save):
@@ -263,7 +264,7 @@ def test_from_any_state_training_goes_on_exactly(lag):
                 before = saves[0]
                 while saves[0] < before + 2:
                     time.sleep(0.0002)
-    chosen = sorted(step for step in saved if 0 < step < len(trained))[::4]
+    chosen = sorted(step for step in saved if step > 0)[::4]
     assert len(chosen) > 2
     for step in chosen:
         again, its_source = make(1000, 16, lag=lag)
@@ -328,7 +329,6 @@ def test_a_thread_that_still_draws_for_the_last_epoch_is_told_so(kind):
 
 def test_what_goes_wrong_in_the_thread_that_draws_is_raised_where_it_is_asked_for():
     sampler, source = make(1000, 16, lag=0)
-    with pytest.raises(RuntimeError, match="lag = 0: batch 1 is drawn when only 0"):  # noqa: PT012
-        for _ in drawn_elsewhere(source, 16):
-            threading.Event().wait(0.2)
+    with pytest.raises(RuntimeError, match="lag = 0: batch 1 is drawn when only 0"):
+        list(drawn_elsewhere(source, 16))  # without a step
     assert sampler.journal.outstanding == 16

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, WithIndex
+pytest.importorskip("datasets", reason="datasets is not installed")
 
-datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+import datasets
+
+from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, WithIndex
 
 N, BATCH = 101, 8
 EXAMPLE = os.path.join(os.path.dirname(__file__), "..", "examples", "hf_datasets.py")

@@ -250,6 +250,50 @@ def test_what_cannot_work_is_refused():
         assert "shard = 'shared'" in found["name"]
 
 
+def not_finite(rank, ranks, lag):
+    loader = loader_of(ranks, lag=lag)
+    errors, drawn = [], 0
+    for epoch in range(4):
+        try:
+            for batch in loader:
+                drawn += 1
+                losses = loss_of(batch, 0)
+                if rank == 1 and epoch == 0 and drawn == 3:
+                    losses[1] = float("nan")
+                loader.step(losses)
+        except ValueError as error:
+            errors.append((epoch, drawn, str(error)))
+    return errors, float(loader.store.stats()["coverage"])
+
+
+@pytest.mark.parametrize("lag", [None, 1])
+def test_losses_that_one_rank_refuses_raise_on_all_at_the_same_draw(lag):
+    (errors, coverage), (its, its_coverage) = on_ranks(2, not_finite, 2, lag)
+    assert [error[:2] for error in errors] == [error[:2] for error in its] == [(0, 3)]
+    assert errors[0][2] == "batch 2: the losses of rank 1 were refused"
+    assert its[0][2].startswith("batch 2: the losses of rank 1 were refused: losses[1] = nan")
+    assert coverage == its_coverage == 1  # later epochs cover what was left
+
+
+def first_weights(rank, ranks, workers):
+    loader = loader_of(ranks, cover_first=False, num_workers=workers, policy=LossPower(beta=0))
+    weights = []
+    for batch in loader:
+        weights.append(loader.weights.tolist())
+        loader.step(loss_of(batch, 0))
+    return weights
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_first_batch_is_weighed_by_the_masses_that_it_is_drawn_from(workers):
+    results = on_ranks(2, first_weights, 2, workers)
+    # All priorities are equal: R M_r / M is R times the shard's share of the examples.
+    for rank, weights in enumerate(results):
+        share = 2 * len(shard_of(N, rank, 2)) / N
+        for batch in weights[: 1 + 2 * workers]:
+            assert batch == pytest.approx([share] * len(batch))
+
+
 def unequal_steps(rank, ranks):
     sampler = PrioritySampler(N, batch_size=BATCH, shard="sharded")
     try:

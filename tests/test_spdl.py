@@ -8,10 +8,12 @@ import torch
 from loader_helpers import loss_of
 from torch.utils.data import Dataset
 
+pytest.importorskip("spdl.dataloader", reason="spdl is not installed")
+
+from spdl.dataloader import get_pytorch_dataloader
+
 from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore, WithIndex
 from fastprio.testing import assert_same_after_resume
-
-spdl = pytest.importorskip("spdl.dataloader", reason="spdl is not installed")
 
 N, BATCH = 201, 8
 
@@ -32,7 +34,7 @@ class Slow(Numbers):
 
 def make(dataset=None, workers=1, *, in_order, lag=None):
     sampler = PrioritySampler(ScoreStore(N, "loss", epochs=3), batch_size=BATCH, seed=3, lag=lag)
-    loader = spdl.get_pytorch_dataloader(
+    loader = get_pytorch_dataloader(
         Numbers() if dataset is None else dataset,
         batch_size=None,
         batch_sampler=PriorityBatchSampler(sampler, BATCH),

@@ -25,10 +25,10 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> Any:
                 loss = loader.step(F.cross_entropy(model(x), y, reduction="none"))
                 accelerator.backward(loss)
 
-    ``save_state`` and ``load_state`` include the sampler and its store from now on: after ``load_state``, of the same
-    number of calls of ``prepare``, ``batches`` goes on after the last batch stepped, with what was read ahead. So do
-    not use ``skip_first_batches``, which raises. StatefulDataLoader mode is exact as well. Draws run ahead by
-    num_workers * prefetch_factor + 1 batches.
+    From now on ``save_state`` and ``load_state`` include the sampler and its store. After ``load_state`` the loader
+    goes on behind the last batch that was stepped, with the draws that were in flight, also in StatefulDataLoader mode;
+    do not skip batches as well (``skip_first_batches`` raises). Draws run ahead by num_workers * prefetch_factor + 1
+    batches.
 
     Args:
         accelerator: moves the batches to its device.

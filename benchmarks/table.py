@@ -289,10 +289,16 @@ def memory() -> str:
     ranks = [int(r) for r in next(iter(record["replicated"].values()))]
     rows = [["examples", "replicated", *(f"sharded, {r} ranks" for r in ranks)]]
     for n in EXAMPLES:
-        each = record["bytes_an_example"]
-        of_all = f"{n * each / 1e9:,.3g} GB" if n <= 1 << 32 else "more than 2^32 examples: not possible"
-        rows.append([f"{n:,}", of_all, *(f"{n / r * each / 1e9:,.2g} GB" for r in ranks)])
+        rows.append([f"{n:,}", *(store_of(n // r, record["bytes_an_example"]) for r in (1, *ranks))])
     return markdown(rows)
+
+
+def store_of(examples: int, each: float) -> str:
+    """How large a store is."""
+    if examples > 1 << 32:
+        return "above 2^32"
+    size = examples * each
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
 
 
 def unequal() -> str:

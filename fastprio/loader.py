@@ -45,8 +45,8 @@ class PriorityLoader(DataLoader[Any]):
         on_nonfinite: as in ScoreStore, "raise" by default.
         drop_last and all other arguments: as in torch.utils.data.DataLoader.
 
-    Every batch is stepped or skipped once, in order; the next one after a forgotten batch raises RuntimeError, within an
-    epoch.
+    Every batch is stepped or skipped once, in order; the next one of the epoch after a forgotten batch raises
+    RuntimeError.
     ``lag`` below what the workers read ahead (num_workers * prefetch_factor) is a ValueError that names it.
     """
 

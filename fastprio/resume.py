@@ -86,6 +86,24 @@ def check_state(state: Any) -> dict[str, Any]:
         raise ValueError(f"not a state of a PrioritySampler: {error!r}") from error
 
 
+def check_kept(store: Any, shard: str, rank: int, ranks: int) -> None:
+    """ValueError if what is saved with a store is of a newer version, or of another shard than this rank's."""
+    kept = store.get("kept") if isinstance(store, Mapping) else None
+    if not isinstance(kept, Mapping) or not isinstance(kept.get("settings"), Mapping):
+        return  # ``unpack`` says what is wrong
+    if integer("format", kept.get("format", 1), 1) > FORMAT:
+        raise ValueError(f"format {kept['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+    was = kept["settings"]
+    of = was.get("shard"), was.get("rank"), was.get("num_replicas")
+    if shard != of[0] or (shard == "sharded" and (rank, ranks) != of[1:]):
+        saved = of[0] if of[1] is None else f"sharded, rank {of[1]} of {of[2]}"
+        here = shard if shard != "sharded" else f"sharded, rank {rank} of {ranks}"
+        raise ValueError(
+            f"the state is {saved}, this sampler is {here}: with shards every rank saves and loads a state of its own, "
+            "on as many ranks"
+        )
+
+
 def pack(
     epoch: Epoch,
     journal: Journal,

@@ -503,8 +503,13 @@ class Checkpoint:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave. ValueError if it does not fit, before anything has changed."""
         if not isinstance(state, Mapping) or set(state) != {"store", "sampler"}:
-            raise ValueError("not a state of a Checkpoint: expected 'store' and 'sampler'")
+            raise ValueError(
+                "not a state of a PriorityLoader or a Checkpoint, which has 'store' and 'sampler': "
+                f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}"
+            )
         resume.check_state(state["sampler"])
+        place = self.sampler._share()
+        resume.check_kept(state["store"], self.sampler.shard, place.rank, place.ranks)
         self.sampler.store.load_state_dict(state["store"])
         self.sampler.load_state_dict(state["sampler"])
 

@@ -304,12 +304,10 @@ class Epochs:
         # A snapshot from before an epoch's first draw is of the epoch before.
         before = state["iteration"] == saved.iteration - 1
         position = 0 if before else state["position"]
-        if before:
-            over = False
-        elif said is not None:
-            over = over or said > saved.epoch or (said != saved.epoch and position >= saved.total)
-        elif pending not in (None, saved.epoch):
-            over = True  # the epoch was left, and the next one named
+        # In the middle of an epoch a name does not end it: frameworks name epochs early, or count from 0 again. Where
+        # nothing is left of it, it does, but for a loader's first iterator (see above).
+        left = state["replay"] or position < saved.total
+        over = not before and (over or (not left and said not in (None, saved.epoch)))
         again = resume.to_issue_again(saved, position, state["replay"], now.among_alike, self._journal.depth)
         shards = None if over else self._meet(now)
         self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))

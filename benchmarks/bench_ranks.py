@@ -13,7 +13,6 @@ would have from one tree, if the losses' spread is alike everywhere.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 import fastprio
-from fastprio.bench import stamp
+from fastprio.bench import stamp, write
 from fastprio.journal import Draws, Share
 from fastprio.ranks import HEADER, STEP, Flight, Gathering
 
@@ -139,10 +138,7 @@ def main() -> None:
     record["inflation"] = {str(ranks): inflation(1 << 22, ranks) for ranks in RANKS}
     record["load_average"].append(os.getloadavg()[0])
     record |= stamp(f"python benchmarks/bench_ranks.py --n {options.n} --repeats {options.repeats}")
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    write(record, options.json)
 
 
 if __name__ == "__main__":

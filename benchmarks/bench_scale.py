@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import fastprio
-from fastprio.bench import stamp
+from fastprio.bench import stamp, write
 from fastprio.bench.limit import random_read_ns
 
 BATCH, PIECE, LOOKUPS = 256, 1 << 22, 10**6
@@ -185,10 +185,7 @@ def main() -> None:
         "repeats": options.repeats,
         **stamp(f"python benchmarks/bench_scale.py --n {options.n} --repeats {options.repeats}"),
     }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    write(record, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 import fastprio
-from fastprio.bench import stamp
+from fastprio.bench import stamp, write
 from fastprio.bench.contenders import random_rows, random_weights
 from fastprio.policies.base import Observation
 from fastprio.tree import SCHEMES
@@ -75,10 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = {"us_a_batch": {str(batch): parts(batch) for batch in (32, 256)}, **stamp("python benchmarks/parts.py")}
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    write(record, options.json)
 
 
 if __name__ == "__main__":

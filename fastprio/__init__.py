@@ -11,9 +11,10 @@ except ImportError as error:
     ) from error
 
 from fastprio._threads import get_num_threads, set_num_threads
+from fastprio.checkpoint import Checkpoint
 from fastprio.loader import PriorityLoader, WithIndex
 from fastprio.ranks import shard_of
-from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
+from fastprio.sampler import PriorityBatchSampler, PrioritySampler
 from fastprio.store import ScoreStore
 from fastprio.tree import SumTree
 

@@ -55,7 +55,7 @@ class Epoch:
     ) -> None:
         self._store, self._journal, self._feedback, self._cover = store, journal, feedback, cover
         self.planned, self.number, self.seed, self.total = planned, number, seed, total
-        self._scheme, self._batch_size, self._lag, self.share = SCHEMES[scheme], batch_size, lag, share
+        self._scheme, self.batch_size, self._lag, self.share = SCHEMES[scheme], batch_size, lag, share
         self._shards = shards
         self._policy_draws = type(store.policy).draw is not Policy.draw
         self._singles_go_stale = batch_size is None and scheme == "iid"
@@ -81,9 +81,9 @@ class Epoch:
                 self._journal.append(self.newest)
                 return self.newest
             left = self.total - self.drawn
-            count = self._batch_size or self._stretch()
+            count = self.batch_size or self._stretch()
             if count > left:
-                if left <= 0 or (drop_partial and self._batch_size is not None):
+                if left <= 0 or (drop_partial and self.batch_size is not None):
                     self.exhausted = True
                     return None
                 count = left
@@ -126,7 +126,7 @@ class Epoch:
         elif self._scheme == SCHEMES["epoch"] and position:
             self._by_priority(position, 0)  # they stand aside from now on
         self.drawn = position
-        self.batches = position // (self._batch_size or 1)
+        self.batches = position // (self.batch_size or 1)
 
     def priorities_changed(self) -> None:
         """Takes back the single draws that the loader has not taken yet."""
@@ -173,7 +173,7 @@ class Epoch:
             return None
         probabilities = np.full(len(covered), 1.0 / (len(self._store) if self._shards is None else self._shards.whole))
         rest = count - len(covered)
-        if rest == 0 or self._batch_size is None:
+        if rest == 0 or self.batch_size is None:
             return covered, probabilities, None
         if self._scheme == SCHEMES["unique"]:
             drawn, of_drawn = self._others_of_group(covered, rest)
@@ -197,7 +197,7 @@ class Epoch:
         if self._policy_draws:
             drawn = policy.draw(store, count, store.clock, Rng(self.seed, self.number, offset, "draw"))
         if drawn is None:
-            group = self._batch_size or 1  # of no meaning to the schemes of single draws
+            group = self.batch_size or 1  # of no meaning to the schemes of single draws
             drawn = store.tree.sample_checked(count, self.seed, self.number, offset, self._scheme, group)
         if self._shards is None:
             return *drawn, policy.weights(store.columns, *drawn, store.clock)

@@ -105,12 +105,15 @@ class Epochs:
     def begin(self, settings: Settings, iterator: int) -> Epoch:
         """The next epoch, or the one that a state was loaded of. The caller holds the store's lock."""
         self._connect(settings)
-        if self._loaded is None and self._store.kept is not None:
+        goes_on = False
+        if self._loaded is not None:
+            goes_on = self._go_on(self._loaded, settings, iterator)
+        elif self._store.kept is not None:
             self._feedback.waiting.clear()  # a store was loaded alone: what waits is of before
-        if self._loaded is None or not self._go_on(self._loaded, settings, iterator):
-            self._begin_new(settings)
         self._loaded, self._settings = None, settings
-        self._store.keep(self._record)
+        self._store.keep(self._record)  # what was loaded has been taken up, or is not wanted
+        if not goes_on:
+            self._begin_new(settings)
         assert self.under_way is not None
         return self.under_way
 
@@ -125,11 +128,9 @@ class Epochs:
 
     def _begin_new(self, now: Settings) -> None:
         store, policy, last = self._store, self._store.policy, self.under_way
-        if now.share.ranks > 1 and now.scheme == "epoch" and now.total > (now.num_samples or len(store)):
-            raise ValueError(
-                f"num_samples = {now.num_samples or len(store)} does not divide by {now.share.ranks} ranks: pass "
-                "drop_last=True"
-            )
+        samples = now.num_samples or len(store)
+        if now.among_alike.ranks > 1 and now.scheme == "epoch" and now.total > samples:
+            raise ValueError(f"num_samples = {samples} does not divide by {now.share.ranks} ranks: pass drop_last=True")
         if now.moves_torch:
             # RandomSampler takes one number here; doing the same keeps augmentation equal between the two.
             torch.empty((), dtype=torch.int64).random_()
@@ -144,8 +145,6 @@ class Epochs:
         self._was_idle = idle
         if last is not None:
             last.over = True
-        self.number, self.said = number, None
-        self._iteration += 1
         self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
         seed = store.seed = _seed(now)
         store.begin_epoch(number)
@@ -159,7 +158,9 @@ class Epochs:
         elif policy.observes:
             # Without replacement everything comes once anyway, and what was covered would come twice.
             self._cover.begin_epoch(seed, now.cover_first and now.scheme != "epoch")
-        shards = self._meet(now)  # now that priorities are what they are to be
+        shards = self._meet(now, number)  # now that priorities are what they are to be
+        self.number, self.said = number, None  # an epoch whose plan fails has not been
+        self._iteration += 1
         self.under_way = self._epoch(number, seed, total, planned, shards, now)
 
     def _planned_total(self, plan: Plan, chosen: int, now: Settings) -> int:
@@ -175,15 +176,21 @@ class Epochs:
             total = now.num_samples if plan.codes is None else min(total, now.num_samples)
         return (total // now.each if now.drop_last else -(-total // now.each)) * now.each
 
-    def _meet(self, now: Settings) -> Shards | None:
+    def _meet(self, now: Settings, number: int) -> Shards | None:
         """The other ranks' shards, which all ranks meet for at an epoch's begin."""
         self._feedback.shards = None
         if not now.sharded or place_in(now.group)[1] == 1:
             return None
-        alike = {"seed": now.seed, "epoch": self.number, "batch_size": now.batch_size or 0, "draws": now.draws}
+        alike = {"seed": now.seed, "epoch": number, "batch_size": now.batch_size or 0, "draws": now.draws}
         shards = Shards(now.group, alike, self._store.tree)
         if now.whole not in (None, shards.whole):
             raise ValueError(f"the ranks' shards have {shards.whole} examples, the data set {now.whole}")
+        if now.scheme == "epoch" and now.draws > shards.smallest:
+            raise ValueError(
+                f"num_samples = {now.num_samples or shards.whole} on {shards.ranks} ranks: {now.draws} draws each "
+                f"without replacement, and the smallest shard has {shards.smallest} examples; pass drop_last=True or "
+                "fewer"
+            )
         self._feedback.shards = shards
         return shards
 
@@ -240,8 +247,8 @@ class Epochs:
     def _never_stepped(self, epoch: Epoch, yielded: int | None) -> int:
         """Where a loop stands that need not step, because nothing is learnt."""
         assert self._settings is not None
-        if yielded is not None and self._settings.batch_size is not None:
-            return min(epoch.begun_at + yielded * self._settings.batch_size, epoch.total)
+        if yielded is not None and epoch.batch_size is not None:
+            return min(epoch.begun_at + yielded * epoch.batch_size, epoch.total)
         if self._settings.reads_ahead or self._journal.issuer not in (0, threading.get_ident()):
             raise ValueError(
                 "nothing was stepped in this epoch and its loader reads ahead, so where training stands is not known: "
@@ -309,15 +316,12 @@ class Epochs:
         left = state["replay"] or position < saved.total
         over = not before and (over or (not left and said not in (None, saved.epoch)))
         again = resume.to_issue_again(saved, position, state["replay"], now.among_alike, self._journal.depth)
-        shards = None if over else self._meet(now)
+        shards = None if over else self._meet(now, self.number)
         self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
-        self._feedback.waiting.clear()
         self._feedback.begin_epoch(saved.epoch, _most_left(now))
         self._feedback.restore(saved.updates, saved.batches)
         self._cover.restore(*saved.cover)
         self._was_idle, self._iteration, self.number = saved.was_idle, saved.iteration, saved.epoch
-        if self.under_way is not None:
-            self.under_way.over = True
         planned = None
         if saved.plan is not None:
             planned = PlannedEpoch(saved.plan, len(self._store), self._store.seed, saved.epoch)

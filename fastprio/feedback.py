@@ -67,7 +67,7 @@ class Feedback:
             taken = self._journal.peek(count) if at is None else self._journal.find(at)
             self._check_left(count)
             if self.exchange is not None:
-                self._others_rows(observations, count)
+                self._store.check_observations(observations, count)  # before other ranks wait for this one
                 self.waiting.append(self.exchange.send(taken, self.epoch, self.drawn, losses, observations))
             elif self.shards is None:
                 self._learn(taken, losses, observations)  # refusing, it consumes nothing
@@ -107,16 +107,6 @@ class Feedback:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(losses.device))
         self.waiting.append(Update(taken.number, rows, on_host, others, copied))
-
-    def _others_rows(self, observations: Mapping[str, Any], count: int) -> None:
-        """What this rank can find wrong by itself, before other ranks wait for it."""
-        missing = [name for name in self._store.policy.requires if name not in observations]
-        if missing:
-            raise TypeError(f"policy {self._store.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")
-        for name, value in observations.items():
-            shape = np.shape(value)
-            if not shape or shape[0] != count:
-                raise ValueError(f"{name}: expected {count} rows, one for each loss, got shape {list(shape)}")
 
     def skip(self, count: int | None, indices: Any) -> None:
         """Passes over the next batch, or the one with ``indices``."""

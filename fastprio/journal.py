@@ -183,7 +183,7 @@ class Journal:
     """The draws of an epoch from the oldest not consumed to the newest issued.
 
     Where a loader takes snapshots (``mark``) it also keeps those consumed since the last one that the loader may go
-    back to, but no more than ``depth`` batches, or as many draws.
+    back to, but no more than ``depth`` batches, or stretches of single draws.
 
     A loop that never steps (it may update the store itself) loses the oldest beyond what may be in flight; stepping
     then is an error. Thread safety: every method takes the journal's lock; one thread steps at a time.

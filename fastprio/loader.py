@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastprio._arrays import integer
+from fastprio.checkpoint import Checkpoint
 from fastprio.policies.base import Policy
 from fastprio.ranks import place_in, shard_of
-from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
+from fastprio.sampler import PriorityBatchSampler, PrioritySampler
 from fastprio.store import ScoreStore
 
 OWN = {
@@ -176,9 +177,7 @@ class PriorityLoader(DataLoader[Any]):
         Tensors (copies) and plain values; loads under ``torch.load(weights_only=True)``. What workers had read ahead
         is drawn again as it was. Cost: O(size).
         """
-        with self.store.lock:
-            position = self._priority.consumed_state(self._finished, self._yielded)
-            return {"store": self.store.state_dict(), "sampler": position}
+        return Checkpoint(self._priority).state_dict(self._finished, self._yielded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave: the next iteration goes on there. ValueError if it does not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Flight:
                 host.copy_(self._all, non_blocking=True)
                 self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._copied.record(stream)
-            self._sent, self._all = self._all, host
+            self._gathered, self._all = self._all, host  # not given back before it is copied
 
     def table(self) -> Any:
         """uint8 [ranks, n]. RuntimeError, from torch, if a rank failed or is not there in time."""
@@ -85,11 +86,11 @@ class Exchange:
     """
 
     def __init__(self, group: Any, most: int, in_step: bool) -> None:
-        self.with_whom = group, most, in_step
-        self._group, self._most, self._in_step = group, most, in_step
-        self.rank, self.ranks = place_in(group)
+        self._group, self._most, self._in_step = self.with_whom = group, most, in_step
+        self.ranks = place_in(group)[1]
+        self._device = device_of(group)
         self._schema: Schema | None = None
-        self.device = device_of(group)
+        self._bytes = 0  # of a message, once there is a schema
 
     def send(
         self, taken: Taken, epoch: int, drawn: int, losses: torch.Tensor | None, observations: Mapping[str, Any]
@@ -100,6 +101,8 @@ class Exchange:
         what = SKIP if losses is None else STEP
         if self._schema is None:
             self._schema = self._agree(schema)
+            of_rows = sum(_bytes_of(dtype, shape) for _, dtype, shape in self._schema or ())
+            self._bytes = 8 * len(HEADER) + self._most * of_rows
         elif schema is not None and schema != self._schema:
             what = OTHER
         indices = taken.everyones[0]
@@ -115,8 +118,8 @@ class Exchange:
         for name in sorted(observations):
             table = torch.as_tensor(observations[name]).detach()
             tables[name] = table.float() if table.dtype == torch.bfloat16 else table  # numpy has no such type
-        there = self.device.type != "cpu"  # a copy to the host must be over when it is read
-        return [(name, table.to(self.device, non_blocking=there).contiguous()) for name, table in tables.items()]
+        there = self._device.type != "cpu"  # a copy to the host must be over when it is read
+        return [(name, table.to(self._device, non_blocking=there).contiguous()) for name, table in tables.items()]
 
     def _agree(self, schema: Schema | None) -> Schema | None:
         everyones: list[Any] = [None] * self.ranks
@@ -127,10 +130,8 @@ class Exchange:
         return known.pop() if known else None
 
     def _message(self, header: torch.Tensor, payload: list[torch.Tensor]) -> torch.Tensor:
-        assert self._schema is not None
-        size = 8 * len(HEADER) + self._most * sum(_bytes_of(dtype, shape) for _, dtype, shape in self._schema)
-        message = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        message[: 8 * len(HEADER)] = header.to(self.device, non_blocking=True).view(torch.uint8)
+        message = torch.zeros(self._bytes, dtype=torch.uint8, device=self._device)
+        message[: 8 * len(HEADER)] = header.to(self._device, non_blocking=True).view(torch.uint8)
         begin = 8 * len(HEADER)
         for table in payload:
             flat = table.reshape(-1).view(torch.uint8)
@@ -212,7 +213,7 @@ class Shards:
             if theirs != everyones[0][0]:
                 raise ValueError(f"the samplers of rank 0 and rank {rank} differ: {everyones[0][0]} and {theirs}")
         sizes = [size for _, size, _ in everyones]
-        self.whole, self.offset = sum(sizes), sum(sizes[: self.rank])
+        self.whole, self.smallest, self.offset = sum(sizes), min(sizes), sum(sizes[: self.rank])
         self.masses: Float64 = np.array([mass for _, _, mass in everyones])
         self._waiting: list[Flight] = []
         self._failure: ValueError | None = None
@@ -284,23 +285,18 @@ def device_of(group: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def _bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
-    return int(
-        torch.empty(0, dtype=getattr(torch, dtype.removeprefix("torch."))).element_size() * np.prod(shape, dtype=int)
-    )
-
-
 def _numpy(dtype: str) -> Any:
     return torch.empty(0, dtype=getattr(torch, dtype.removeprefix("torch."))).numpy().dtype
 
 
+def _bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return int(_numpy(dtype).itemsize * math.prod(shape))
+
+
 def _named(everyones: list[Any]) -> str:
-    return "; ".join(
-        f"rank {rank} "
-        + (
-            "skipped"
-            if s is None
-            else ", ".join(f"{name or 'losses'} {dtype} {list(shape)}" for name, dtype, shape in s)
-        )
-        for rank, s in enumerate(everyones)
-    )
+    def columns(schema: Schema | None) -> str:
+        if schema is None:
+            return "skipped"
+        return ", ".join(f"{name or 'losses'} {dtype} {list(shape)}" for name, dtype, shape in schema)
+
+    return "; ".join(f"rank {rank} {columns(schema)}" for rank, schema in enumerate(everyones))

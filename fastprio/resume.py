@@ -18,6 +18,7 @@ from fastprio.feedback import Update
 from fastprio.journal import Draws, Share
 from fastprio.order import Cover, Walk
 from fastprio.policies.base import Plan
+from fastprio.snapshot import check_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,8 +77,7 @@ def check_state(state: Any) -> dict[str, Any]:
     """A sampler's state as it should be. ValueError for anything else, or of a newer version."""
     if not isinstance(state, Mapping) or "format" not in state:
         raise ValueError(f"not a state of a PrioritySampler: {state!r}"[:300])
-    if integer("format", state["format"], 1) > FORMAT:
-        raise ValueError(f"format {state['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+    check_format(state, FORMAT)
     try:
         numbers = {name: integer(name, state[name], 0, most) for name, most in POSITION.items()}
         said = None if state["said"] is None else integer("said", state["said"], 0, POSITION["epoch"])
@@ -91,8 +91,8 @@ def check_kept(store: Any, shard: str, rank: int, ranks: int) -> None:
     kept = store.get("kept") if isinstance(store, Mapping) else None
     if not isinstance(kept, Mapping) or not isinstance(kept.get("settings"), Mapping):
         return  # ``unpack`` says what is wrong
-    if integer("format", kept.get("format", 1), 1) > FORMAT:
-        raise ValueError(f"format {kept['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+    if "format" in kept:
+        check_format(kept, FORMAT)
     was = kept["settings"]
     of = was.get("shard"), was.get("rank"), was.get("num_replicas")
     if shard != of[0] or (shard == "sharded" and (rank, ranks) != of[1:]):
@@ -183,8 +183,7 @@ def unpack(record: Record, size: int) -> Saved:
     """What was packed. ValueError for anything else, or of a newer version."""
     arrays, plain = record
     try:
-        if integer("format", plain["format"], 1) > FORMAT:
-            raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+        check_format(plain, FORMAT)
         walk = None
         if plain["walk"] is not None:
             of, seed, number = plain["walk"]
@@ -227,7 +226,7 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
     if not replay:  # what is not there was consumed, in whatever order
         begin = min(position, begin)
     if position < begin:
-        batch = saved.settings["batch_size"] or 1
+        batch = (saved.settings["batch_size"] or 1) // saved.settings.get("num_replicas", 1)  # that of a shard
         consumed = max(saved.drawn - sum(len(e.indices) - e.consumed for e in saved.entries), begin)
         raise ValueError(
             f"the loader's state is of draw {position} of epoch {saved.epoch}, but the journal keeps those from "
@@ -248,7 +247,7 @@ def to_issue_again(saved: Saved, position: int, replay: bool, share: Share, dept
                 )
             handed //= share.ranks
         draws.handed = handed
-        draws.consumed = max(consumed // share.ranks, 0)
+        draws.consumed = consumed // share.ranks
         again.append(draws)
     return again
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio import resume
-from fastprio._arrays import integer, one_dimensional, to_numpy
+from fastprio._arrays import integer
 from fastprio.callers import check_callers, check_data_set, dealing_loader, has_workers, held_back, refuse_dispatching
 from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Journal, Share, Taken
 from fastprio.policies.base import Plan
-from fastprio.policies.given import Given
 from fastprio.ranks import place_in, shard_of
-from fastprio.store import ScoreStore
+from fastprio.source import store_of
 from fastprio.tree import SCHEMES
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float64, Int64
+    from fastprio.store import ScoreStore
 
 
 class PrioritySampler(DistributedSampler[Any]):
@@ -87,7 +87,7 @@ class PrioritySampler(DistributedSampler[Any]):
         if shard not in ("replicated", "sharded"):
             raise ValueError(f"shard = {shard!r}: expected 'replicated' or 'sharded'")
         self._group, self.shard = process_group, shard
-        self.store, self.dataset, whole = _store_of(source, weights, self._own_shard if shard == "sharded" else None)
+        self.store, self.dataset, whole = store_of(source, weights, self._own_shard if shard == "sharded" else None)
         num_samples = None if num_samples is None else integer("num_samples", num_samples, 1)
         batch_size = None if batch_size is None else integer("batch_size", batch_size, 1, 1 << 31)
         lag = None if lag is None else integer("lag", lag, 0)
@@ -96,7 +96,7 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}")
         if not replacement and scheme not in (None, "epoch"):
             raise ValueError(f"scheme = {scheme!r}: replacement=False is the scheme 'epoch'")
-        if not replacement and num_samples is not None and num_samples > len(self.store):
+        if not (replacement or shard == "sharded") and num_samples is not None and num_samples > len(self.store):
             raise ValueError(f"num_samples = {num_samples}: expected at most {len(self.store)} without replacement")
         if shard == "sharded" and (num_replicas is not None or (num_samples is None and whole is None)):
             raise ValueError(
@@ -224,14 +224,15 @@ class PrioritySampler(DistributedSampler[Any]):
         Raises:
             RuntimeError: nothing is outstanding, or an earlier batch was neither stepped nor skipped.
             ValueError: another length; a loss that is not finite (``on_nonfinite``) or that the policy refuses, which
-                for losses on an accelerator is found at the next draw. Nothing was recorded or consumed then.
+                for losses on an accelerator, or of several ranks, is found at the next draw. Nothing was recorded
+                then; nor consumed, where it is found at once.
 
         PriorityLoader, which knows what it has yielded, finds every forgotten step but that of an epoch's last batch
-        (whose losses are then missing, and credited to no other). By itself a sampler finds one only
-        where a later step shows it: not one before an epoch's first step, nor at its end, nor where another thread
-        draws. To train on a batch in pieces, take ``weights`` first and ``record`` all its losses at the end.
+        (whose losses are then missing, and credited to no other). By itself a sampler finds one only where a later step
+        shows it: not one before an epoch's first step, nor at its end, nor where another thread draws. To train on a
+        batch in pieces, take ``weights`` first and ``record`` all its losses at the end.
 
-        Never waits for the device.
+        Never waits for the device, but where several ranks exchange an accelerator's losses by a group of processors.
         """
         return self._feedback.mean(losses, self._record(losses, indices, observations))
 
@@ -475,79 +476,3 @@ class PriorityBatchSampler(Sampler[list[int]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The sampler's ``load_state_dict``."""
         self.sampler.load_state_dict(state)
-
-
-class Checkpoint:
-    """A sampler's whole state as one object, for loops and trainers whose loader has no state of its own.
-
-    ``state_dict`` has the store, and where training stands, however far a loader had read ahead: the first draw that
-    was neither stepped nor skipped. The next iteration after ``load_state_dict`` goes on with that one, in any loader;
-    the loader, or trainer, is not to skip batches by itself.
-
-    Args:
-        sampler: a PrioritySampler, or a PriorityBatchSampler of one.
-    """
-
-    def __init__(self, sampler: PrioritySampler | PriorityBatchSampler) -> None:
-        found = sampler.sampler if isinstance(sampler, PriorityBatchSampler) else sampler
-        if not isinstance(found, PrioritySampler):
-            raise TypeError(f"sampler: expected a PrioritySampler, got {type(found).__name__}")
-        self.sampler = found
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; loads under ``torch.load(weights_only=True)``. Cost: O(size)."""
-        with self.sampler.store.lock:
-            position = self.sampler.consumed_state()
-            return {"store": self.sampler.store.state_dict(), "sampler": position}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What ``state_dict`` gave. ValueError if it does not fit, before anything has changed."""
-        if not isinstance(state, Mapping) or set(state) != {"store", "sampler"}:
-            raise ValueError(
-                "not a state of a PriorityLoader or a Checkpoint, which has 'store' and 'sampler': "
-                f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}"
-            )
-        resume.check_state(state["sampler"])
-        place = self.sampler._share()
-        resume.check_kept(state["store"], self.sampler.shard, place.rank, place.ranks)
-        self.sampler.store.load_state_dict(state["store"])
-        self.sampler.load_state_dict(state["sampler"])
-
-
-def _store_of(source: Any, weights: Any, own_shard: Callable[[int], int] | None) -> tuple[ScoreStore, Any, int | None]:
-    """The store, the data set, and its length where that is known to be the whole."""
-    if weights is not None:
-        if source is not None:
-            raise TypeError("weights: give either weights, or a store, data set or size")
-        array = one_dimensional(to_numpy(weights), "weights")
-        if not len(array):
-            raise ValueError("weights: expected at least one")
-        if own_shard is not None:
-            raise ValueError("shard = 'sharded': give a store of this rank's shard, ScoreStore(n, Given(weights))")
-        return ScoreStore(len(array), Given(array)), range(len(array)), None
-    if isinstance(source, ScoreStore):
-        return source, range(len(source)), None
-    if isinstance(source, Sized):
-        _refuse_weights(source)
-        if not len(source):
-            raise ValueError("source: the data set is empty")
-        return ScoreStore(len(source) if own_shard is None else own_shard(len(source))), source, len(source)
-    try:
-        size = integer("source", source, 1)
-    except TypeError:
-        kind = type(source).__name__
-        raise TypeError(f"source: expected a ScoreStore, a data set with a length, or a size, got {kind}") from None
-    return ScoreStore(size if own_shard is None else own_shard(size)), range(size), size
-
-
-def _refuse_weights(source: Sized) -> None:
-    """TypeError for floats where a data set is expected: WeightedRandomSampler takes its weights there."""
-    if isinstance(source, (list, tuple)):
-        floats = len(source) > 0 and isinstance(source[0], float)
-    else:
-        dtype = getattr(source, "dtype", None)
-        floats = getattr(source, "ndim", 0) == 1 and "float" in str(dtype)
-    if floats:
-        raise TypeError(
-            "source: these are floats, not a data set; weights are given by name: PrioritySampler(weights=...)"
-        )

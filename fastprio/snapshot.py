@@ -117,10 +117,10 @@ def load(
     return store
 
 
-def check_format(plain: Mapping[str, Any]) -> None:
-    """ValueError for a state of a newer version."""
-    if integer("format", plain["format"], 1) > FORMAT:
-        raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {FORMAT}; upgrade it")
+def check_format(plain: Mapping[str, Any], newest: int = FORMAT) -> None:
+    """ValueError for a state of a newer version than ``newest``."""
+    if integer("format", plain["format"], 1) > newest:
+        raise ValueError(f"format {plain['format']}: this version of fastprio reads up to {newest}; upgrade it")
 
 
 def _places(store: ScoreStore) -> dict[str, Any]:

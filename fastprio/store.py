@@ -253,15 +253,19 @@ class ScoreStore:
             what = f"policy {self.policy.name or type(self.policy).__name__!r}: observe() returned"
             raise type(error)(f"{what} what cannot be the priorities of {len(at)} rows: {error}") from error
 
-    def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
+    def check_observations(self, observations: Mapping[str, Any], n: int) -> None:
+        """Raises what ``update`` would raise about names and numbers of rows; waits for no device."""
         missing = [name for name in self.policy.requires if name not in observations]
         if missing:
             raise TypeError(f"policy {self.policy.name!r} also needs {', '.join(missing)}, [n] each, by name")
-        others = {name: to_numpy(value) for name, value in observations.items()}
-        for name, value in others.items():
-            if value.ndim < 1 or len(value) != n:
-                raise ValueError(f"{name}: expected {n} rows, one for each index, got shape {value.shape}")
-        return others
+        for name, value in observations.items():
+            shape = tuple(np.shape(value))
+            if not shape or shape[0] != n:
+                raise ValueError(f"{name}: expected {n} rows, one for each index, got shape {shape}")
+
+    def _others(self, observations: Mapping[str, Any], n: int) -> dict[str, Any]:
+        self.check_observations(observations, n)
+        return {name: to_numpy(value) for name, value in observations.items()}
 
     def set_priorities(self, indices: Any, priorities: Any) -> None:
         """Sets priorities directly, past the policy; see ``SumTree.update``."""

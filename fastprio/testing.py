@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fastprio.sampler import Checkpoint, PriorityBatchSampler, PrioritySampler
+from fastprio.checkpoint import Checkpoint
+from fastprio.sampler import PriorityBatchSampler, PrioritySampler
 
 Trained = tuple[int, int, bytes, bytes, bytes]
 """Epoch, step, and the bytes of the indices, probabilities and weights of a batch."""

@@ -9,8 +9,31 @@ import time
 import traceback
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Every example is its index, and two features."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __getitem__(self, index):
+        return index, torch.tensor([index / self.size, 1.0])
+
+    def __len__(self):
+        return self.size
+
+
+@pytest.fixture
+def one_thread():
+    """Forked processes must not wait for a thread pool that only their parent has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def on_ranks(ranks, function, *arguments, seconds=120, group_seconds=60, dying=()):

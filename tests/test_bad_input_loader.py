@@ -11,17 +11,6 @@ from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, Scor
 N, BATCH = 40, 8
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __init__(self, size=N):
-        self.size = size
-
-    def __getitem__(self, index):
-        return index
-
-    def __len__(self):
-        return self.size
-
-
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(range(N))
@@ -47,22 +36,22 @@ def test_a_data_set_of_another_length(make_loader, workers, size, batches):
         given["batch_size"] = BATCH
     message = f"the sampler has {N} examples, the loader's data set {size}"
     with pytest.raises(ValueError, match=message):
-        next(iter(make_loader(Numbers(size), num_workers=workers, **given)))
+        next(iter(make_loader(range(size), num_workers=workers, **given)))
     assert sampler.journal.outstanding == 0
-    batch = next(iter(make_loader(Numbers(), num_workers=workers, **given)))
+    batch = next(iter(make_loader(range(N), num_workers=workers, **given)))
     assert batch.tolist() == sampler.indices.tolist()
 
 
 def test_a_data_set_of_another_length_than_the_store_that_a_loader_is_given():
     with pytest.raises(ValueError, match="the store has 40 examples, the data set 41"):
-        PriorityLoader(Numbers(N + 1), BATCH, policy=ScoreStore(N))
+        PriorityLoader(range(N + 1), BATCH, policy=ScoreStore(N))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_sampler_in_two_loaders_at_once(workers):
     sampler = PrioritySampler(N, batch_size=BATCH)
     first, second = (
-        DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers) for _ in range(2)
+        DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers) for _ in range(2)
     )
     with pytest.raises(RuntimeError, match="two loaders cannot share one sampler"):
         list(zip(first, second, strict=True))
@@ -70,9 +59,9 @@ def test_one_sampler_in_two_loaders_at_once(workers):
 
 def test_shuffle_beside_a_sampler():
     with pytest.raises(ValueError, match="mutually exclusive with"):
-        DataLoader(Numbers(), BATCH, sampler=PrioritySampler(N), shuffle=True)
+        DataLoader(range(N), BATCH, sampler=PrioritySampler(N), shuffle=True)
     with pytest.raises(TypeError, match="shuffle: PriorityLoader draws in random order by itself"):
-        PriorityLoader(Numbers(), BATCH, shuffle=True)
+        PriorityLoader(range(N), BATCH, shuffle=True)
 
 
 def test_a_data_set_without_indices():
@@ -90,25 +79,25 @@ def test_a_data_set_without_indices():
     ],
 )
 def test_a_store_of_another_policy(policy, message):
-    state = PriorityLoader(Numbers(), BATCH, policy=policy, epochs=3).state_dict()
-    loader = PriorityLoader(Numbers(), BATCH, epochs=3)
+    state = PriorityLoader(range(N), BATCH, policy=policy, epochs=3).state_dict()
+    loader = PriorityLoader(range(N), BATCH, epochs=3)
     with pytest.raises(ValueError, match=re.escape(message)):
         loader.load_state_dict(state)
     assert len(list(loader.sampler)) == N  # and it works as if nothing had been tried
 
 
 def test_a_store_of_other_columns_or_size():
-    state = PriorityLoader(Numbers(), BATCH, policy=ScoreStore(N, columns={"more": "float32"})).state_dict()
+    state = PriorityLoader(range(N), BATCH, policy=ScoreStore(N, columns={"more": "float32"})).state_dict()
     with pytest.raises(ValueError, match="the state's columns is"):
-        PriorityLoader(Numbers(), BATCH).load_state_dict(state)
+        PriorityLoader(range(N), BATCH).load_state_dict(state)
     with pytest.raises(ValueError, match="the state's size is 40, this store's is 41"):
-        PriorityLoader(Numbers(N + 1), BATCH).load_state_dict(PriorityLoader(Numbers(), BATCH).state_dict())
+        PriorityLoader(range(N + 1), BATCH).load_state_dict(PriorityLoader(range(N), BATCH).state_dict())
 
 
 def test_stats_go_to_tensorboard_in_one_line(tmp_path):
     tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="tensorboard is not installed")
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    loader = PriorityLoader(Numbers(), BATCH, epochs=2)
+    loader = PriorityLoader(range(N), BATCH, epochs=2)
     for batch in loader:
         loader.step(torch.rand(len(batch)))
     writer = tensorboard.SummaryWriter(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from loader_helpers import flat
-from rank_helpers import interleaved, state_of
+from rank_helpers import Numbered, interleaved, one_thread, state_of  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader
 
 from fastprio import PriorityBatchSampler, PrioritySampler, ScoreStore
@@ -19,26 +19,10 @@ STEPS = 7  # an epoch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Forked processes must not wait for a thread pool that only their parent has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return index, torch.tensor([index / N, 1.0])
-
-    def __len__(self):
-        return N
 
 
 def fabric_of(ranks):
@@ -50,7 +34,7 @@ def made(fabric, workers, sampler=None):
     if sampler is None:
         sampler = PrioritySampler(ScoreStore(N, epochs=EPOCHS), batch_size=BATCH)
     loader = fabric.setup_dataloaders(
-        DataLoader(Numbers(), BATCH // fabric.world_size, False, sampler, num_workers=workers)
+        DataLoader(Numbered(N), BATCH // fabric.world_size, False, sampler, num_workers=workers)
     )
     linear = torch.nn.Linear(2, 1)
     for parameter in linear.parameters():
@@ -98,7 +82,7 @@ def run(ranks, workers, folder, **arguments):
 def test_draws_are_of_one_sequence_sliced_by_rank_and_as_far_ahead_as_workers_read(tmp_path, ranks, workers, ahead):
     found = run(ranks, workers, tmp_path)
     sampler = PrioritySampler(ScoreStore(N, epochs=EPOCHS), batch_size=BATCH)
-    plain = [[batch.tolist() for batch, _ in DataLoader(Numbers(), BATCH, sampler=sampler)]]
+    plain = [[batch.tolist() for batch, _ in DataLoader(Numbered(N), BATCH, sampler=sampler)]]
     for trained, far, store, _ in found:
         assert far == ahead * EPOCHS
         assert store == found[0][2]
@@ -123,7 +107,7 @@ def test_every_checkpoint_goes_on_exactly_on_all_ranks(tmp_path, ranks, workers)
 def test_a_batch_sampler_is_refused_on_two_processes_before_it_is_rebuilt_around_a_plain_one():
     def setup(fabric):
         sampler = PrioritySampler(N, batch_size=BATCH)
-        fabric.setup_dataloaders(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2)))
+        fabric.setup_dataloaders(DataLoader(Numbered(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2)))
 
     with pytest.raises(Exception, match="give the loader batch_size= and sampler=PrioritySampler"):
         fabric_of(2).launch(setup)
@@ -133,18 +117,18 @@ def test_a_batch_sampler_is_refused_on_two_processes_before_it_is_rebuilt_around
     ("loader", "error", "message"),
     [
         (
-            DataLoader(Numbers(), 8, sampler=PrioritySampler(N + 1, batch_size=8)),
+            DataLoader(Numbered(N), 8, sampler=PrioritySampler(N + 1, batch_size=8)),
             ValueError,
             "51 examples, the data set 50",
         ),
         (
-            DataLoader(Numbers(), 4, sampler=PrioritySampler(N, batch_size=8)),
+            DataLoader(Numbered(N), 4, sampler=PrioritySampler(N, batch_size=8)),
             ValueError,
             "batch_size is 8: expected .* 1 . 4",
         ),
-        (DataLoader(Numbers(), 8, shuffle=True), TypeError, "its sampler is RandomSampler; give it sampler="),
+        (DataLoader(Numbered(N), 8, shuffle=True), TypeError, "its sampler is RandomSampler; give it sampler="),
         (
-            DataLoader(Numbers(), 8, sampler=PrioritySampler(N, batch_size=8, lag=1), num_workers=1),
+            DataLoader(Numbered(N), 8, sampler=PrioritySampler(N, batch_size=8, lag=1), num_workers=1),
             ValueError,
             "lag = 1: this loader reads 2 batches ahead",
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_helpers import interleaved, state_of
+from rank_helpers import Numbered, interleaved, state_of
 from torch.utils.data import DataLoader
 
 from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore
@@ -26,14 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return index, torch.tensor([index / N, 1.0])
-
-    def __len__(self):
-        return N
 
 
 class Model(lightning.LightningModule):
@@ -77,7 +69,7 @@ def sampler_of(**arguments):
 
 
 def loader_of(sampler, workers=0, batch=BATCH, **arguments):
-    return DataLoader(Numbers(), batch, sampler=sampler, num_workers=workers, **arguments)
+    return DataLoader(Numbered(N), batch, sampler=sampler, num_workers=workers, **arguments)
 
 
 def trainer_of(folder, *callbacks, **arguments):
@@ -95,7 +87,7 @@ def fit(folder, *callbacks, workers=0, ckpt=None, fault=None, validate=False, sa
     sampler = sampler_of() if sampler is None else sampler
     model = Model(sampler, fault)
     trainer = trainer_of(folder, PriorityCallback(sampler), *callbacks, **arguments)
-    loaders = (loader_of(sampler, workers), DataLoader(Numbers(), 10) if validate else None)
+    loaders = (loader_of(sampler, workers), DataLoader(Numbered(N), 10) if validate else None)
     trainer.fit(model, *loaders, ckpt_path=ckpt)
     return model.trained, state_of(sampler.store), [p.detach().numpy().tobytes() for p in model.parameters()], model
 
@@ -264,7 +256,7 @@ def test_testing_a_checkpoint_leaves_the_store_as_it_is(tmp_path):
     trainer.fit(model, loader_of(sampler))
     before = state_of(sampler.store)
     ckpt = min(tmp_path.glob("*.ckpt"), key=step_of)
-    trainer.test(model, DataLoader(Numbers(), 10), ckpt_path=ckpt, verbose=False)
+    trainer.test(model, DataLoader(Numbered(N), 10), ckpt_path=ckpt, verbose=False)
     assert state_of(sampler.store) == before
 
 
@@ -395,7 +387,7 @@ class Rebuilt(torch.utils.data.Dataset):
 def test_a_batch_sampler_is_refused_on_two_processes_before_it_is_rebuilt_around_a_plain_one(tmp_path):
     sampler = sampler_of()
     trainer = trainer_of(tmp_path, PriorityCallback(sampler), devices=2, strategy="ddp_fork")
-    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2, True))
+    loader = DataLoader(Numbered(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2, True))
     with pytest.raises(Exception, match="give the loader batch_size= and sampler=PrioritySampler"):
         trainer.fit(Model(sampler), loader)
 
@@ -403,7 +395,7 @@ def test_a_batch_sampler_is_refused_on_two_processes_before_it_is_rebuilt_around
 def test_a_batch_sampler_is_kept_on_one_process(tmp_path):
     sampler = sampler_of()
     model = Model(sampler)
-    batches = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH))
+    batches = DataLoader(Numbered(N), batch_sampler=PriorityBatchSampler(sampler, BATCH))
     trainer_of(tmp_path, PriorityCallback(sampler)).fit(model, batches)
     assert model.trained == fit(tmp_path)[0]
 
@@ -412,11 +404,11 @@ def test_a_batch_sampler_is_kept_on_one_process(tmp_path):
     ("loader", "more", "message"),
     [
         (lambda s: loader_of(sampler_of()), {}, "sampler is PrioritySampler, not the callback's"),
-        (lambda s: DataLoader(Numbers(), BATCH, shuffle=True), {}, "sampler is RandomSampler, not the callback's"),
+        (lambda s: DataLoader(Numbered(N), BATCH, shuffle=True), {}, "sampler is RandomSampler, not the callback's"),
         (loader_of, {"overfit_batches": 2}, "sampler is SequentialSampler, not the callback's: .*no overfit_batches"),
         (lambda s: DataLoader(Rebuilt(N + 1), BATCH, sampler=s), {}, "store has 50 examples, the train data set 51"),
         (lambda s: loader_of(s, batch=3), {}, "batch_size is 8: expected that of all processes, 1 . 3 = 3"),
-        (lambda s: PriorityLoader(Numbers(), BATCH, policy=s.store), {}, "not the callback's"),
+        (lambda s: PriorityLoader(Numbered(N), BATCH, policy=s.store), {}, "not the callback's"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_batch(tmp_path, loader, more, message):
@@ -428,7 +420,7 @@ def test_what_does_not_fit_is_refused_before_the_first_batch(tmp_path, loader, m
 
 
 def test_a_loader_with_a_state_of_its_own_is_refused(tmp_path):
-    loader = PriorityLoader(Numbers(), BATCH)
+    loader = PriorityLoader(Numbered(N), BATCH)
     with pytest.raises(ValueError, match="PriorityLoader has a state of its own"):
         trainer_of(tmp_path, PriorityCallback(loader.sampler)).fit(Model(loader.sampler), loader)
 
@@ -450,7 +442,7 @@ def test_a_batch_that_was_not_stepped_is_found_at_once(tmp_path, workers):
 
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="sampler: expected a PrioritySampler, got PriorityLoader"):
-        PriorityCallback(PriorityLoader(Numbers(), BATCH))
+        PriorityCallback(PriorityLoader(Numbered(N), BATCH))
     with pytest.raises(ValueError, match="log_every = 0"):
         PriorityCallback(sampler_of(), log_every=0)
 

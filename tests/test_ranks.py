@@ -17,25 +17,17 @@ from fastprio.policies import LossPower, Policy, register
 N, BATCH = 96, 16
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return index
-
-    def __len__(self):
-        return N
-
-
 def loader_of(ranks, kind="own", workers=0, **arguments):
     """(loader, sampler) whose global batch is BATCH."""
     prefetch = {"num_workers": workers, **({"prefetch_factor": 2} if workers else {})}
     store = ScoreStore(N, arguments.pop("policy", "loss"), epochs=4)
     if kind == "own":
-        loader = PriorityLoader(Numbers(), BATCH // ranks, policy=store, seed=5, **arguments, **prefetch)
+        loader = PriorityLoader(range(N), BATCH // ranks, policy=store, seed=5, **arguments, **prefetch)
         return loader, loader.sampler
     sampler = PrioritySampler(store, batch_size=BATCH, seed=5, **arguments)
     if kind == "batches":
-        return DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks), **prefetch), sampler
-    return DataLoader(Numbers(), BATCH // ranks, sampler=sampler, **prefetch), sampler
+        return DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks), **prefetch), sampler
+    return DataLoader(range(N), BATCH // ranks, sampler=sampler, **prefetch), sampler
 
 
 def train(loader, sampler, epochs, step=0, steps=None):
@@ -289,13 +281,13 @@ def draws_raise(rank, ranks, function):
 
 def other_seed(rank, ranks):
     sampler = PrioritySampler(ScoreStore(N, "loss", epochs=4), batch_size=BATCH, seed=rank)
-    return train(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks)), sampler, 1)
+    return train(DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks)), sampler, 1)
 
 
 def other_store(rank, ranks):
     sampler = PrioritySampler(ScoreStore(N, "loss", epochs=4), batch_size=BATCH)
     sampler.store.update(range(N), torch.rand(N) + rank)
-    return train(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks)), sampler, 3)
+    return train(DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks)), sampler, 3)
 
 
 def other_prefetch(rank, ranks):
@@ -343,7 +335,7 @@ def refused(rank, ranks):
         except ValueError as error:
             found[name] = str(error)
     try:
-        PriorityLoader(Numbers(), 4, num_workers=2, in_order=False)
+        PriorityLoader(range(N), 4, num_workers=2, in_order=False)
     except ValueError as error:
         found["order"] = str(error)
     return found
@@ -363,7 +355,7 @@ def subgroups(rank, ranks):
     sampler = PrioritySampler(
         ScoreStore(N, "loss", epochs=2), batch_size=BATCH, seed=rank // 2, process_group=groups[rank // 2]
     )
-    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2))
+    loader = DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // 2))
     trained = train(loader, sampler, 2)
     return trained, state_of(sampler.store)
 
@@ -372,7 +364,7 @@ def test_a_process_group_of_its_own():
     results = on_ranks(4, subgroups, 4)
     assert results[0][1] == results[1][1] != results[2][1] == results[3][1]
     sampler = PrioritySampler(ScoreStore(N, "loss", epochs=2), batch_size=BATCH, seed=1)
-    alone = train(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH)), sampler, 2)
+    alone = train(DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH)), sampler, 2)
     assert together(results[2:]) == alone
 
 
@@ -385,7 +377,7 @@ def stateful(rank, ranks, saved):
         "snapshot_every_n_steps": 2,
         "batch_sampler": PriorityBatchSampler(sampler, BATCH // ranks),
     }
-    loader = module.StatefulDataLoader(Numbers(), **given)
+    loader = module.StatefulDataLoader(range(N), **given)
     state, trained, begin = None, [], 0
     if saved is not None:
         parts = torch.load(io.BytesIO(saved), weights_only=True)

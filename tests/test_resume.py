@@ -20,14 +20,6 @@ from fastprio.testing import assert_same_after_resume, sampler_of
 N, BATCH = 101, 8
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return index
-
-    def __len__(self):
-        return N
-
-
 def train_step(loader, batch):
     """Losses that depend on the examples and on the step, so that the order of updates shows."""
     sampler = sampler_of(loader)
@@ -41,15 +33,15 @@ def make(kind, *, workers=0, snapshot=1, policy="loss", batch_size=BATCH, **argu
         prefetch = {"num_workers": workers, **({"prefetch_factor": 2} if workers else {})}
         store = ScoreStore(N, policy() if callable(policy) else policy, epochs=3)
         if kind == "own":
-            return PriorityLoader(Numbers(), BATCH, policy=store, seed=3, **arguments, **prefetch)
+            return PriorityLoader(range(N), BATCH, policy=store, seed=3, **arguments, **prefetch)
         sampler = PrioritySampler(store, batch_size=batch_size, seed=3, **arguments)
         given = {"sampler": sampler, "batch_size": BATCH}
         if kind.endswith("batches"):
             given = {"batch_sampler": PriorityBatchSampler(sampler, BATCH)}
         if kind.startswith("stateful"):
             stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
-            return stateful.StatefulDataLoader(Numbers(), snapshot_every_n_steps=snapshot, **given, **prefetch)
-        return DataLoader(Numbers(), **given, **prefetch)
+            return stateful.StatefulDataLoader(range(N), snapshot_every_n_steps=snapshot, **given, **prefetch)
+        return DataLoader(range(N), **given, **prefetch)
 
     return make_loader
 
@@ -109,7 +101,7 @@ def test_single_draws_without_a_batch_size(kind, replacement):
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from test_resume import Numbers, make, train_step
+from test_resume import make, train_step
 from fastprio.testing import sampler_of
 torch.manual_seed(0)
 loader = make("own", workers=2)()
@@ -218,7 +210,7 @@ def test_a_batch_that_was_yielded_and_not_stepped_when_saving_comes_again():
 def test_single_draws_go_on_in_the_middle_of_a_batch():
     """Gradient accumulation: the loader's batches are halves of the sampler's."""
     sampler = PrioritySampler(ScoreStore(N), batch_size=BATCH, seed=3)
-    batches = iter(DataLoader(Numbers(), BATCH // 2, sampler=sampler))
+    batches = iter(DataLoader(range(N), BATCH // 2, sampler=sampler))
     for _ in range(5):
         batch = next(batches)
         assert batch.tolist() == sampler.indices.tolist()[: BATCH // 2]
@@ -227,7 +219,7 @@ def test_single_draws_go_on_in_the_middle_of_a_batch():
     expected = [next(batches).tolist()]
     again = PrioritySampler(ScoreStore(N), batch_size=BATCH, seed=3)
     Checkpoint(again).load_state_dict(state)
-    batches = iter(DataLoader(Numbers(), BATCH // 2, sampler=again))
+    batches = iter(DataLoader(range(N), BATCH // 2, sampler=again))
     assert next(batches).tolist() == expected[0]
     assert again.indices.tolist()[: BATCH // 2] == expected[0]
 
@@ -307,7 +299,7 @@ def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
     given = fastprio.policies.Given(np.arange(1.0, N + 1)) if policy == "given" else policy
 
     def loader():
-        return PriorityLoader(Numbers(), BATCH, policy=ScoreStore(N, given), seed=2, num_workers=workers)
+        return PriorityLoader(range(N), BATCH, policy=ScoreStore(N, given), seed=2, num_workers=workers)
 
     whole = loader()
     drawn = [batch.tolist() for batch in whole] + [batch.tolist() for batch in whole]
@@ -319,7 +311,7 @@ def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
     again.load_state_dict(begun.state_dict())
     assert [batch.tolist() for _ in range(2) for batch in again] == drawn[7:]
     sampler = PrioritySampler(ScoreStore(N, given), batch_size=BATCH, seed=2)
-    batches = iter(DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers))
+    batches = iter(DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers))
     for _ in range(7):
         next(batches)
     if workers:
@@ -344,6 +336,36 @@ def test_loading_forgets_what_was_under_way():
     assert loader.store.stats()["updates"] == 0
     assert rest_of(loader) == rest_of(fresh)
     assert loader.store.stats()["coverage"] == fresh.store.stats()["coverage"]
+
+
+def test_an_epoch_that_fails_to_begin_after_a_load_takes_nothing_twice():
+    """What waited in the state is applied when the next epoch begins, once, though its plan fails the first time."""
+
+    class Fails(LossPower):
+        failing = False
+
+        def plan(self, store, clock, rng):
+            if self.failing:
+                raise OverflowError("no plan today")
+
+    def loader():
+        return PriorityLoader(range(N), BATCH, policy=ScoreStore(N, Fails(), epochs=3), lag=2)
+
+    begun = loader()
+    for batch in begun:
+        train_step(begun, batch)
+    state = begun.state_dict()
+    again = loader()
+    again.load_state_dict(state)
+    again.store.policy.failing = True
+    for _ in range(2):
+        with pytest.raises(OverflowError):
+            next(iter(again))
+        assert again.store.stats()["updates"] == 13
+    again.store.policy.failing = False
+    expected = loader()
+    expected.load_state_dict(state)
+    assert next(iter(again)).tolist() == next(iter(expected)).tolist()
 
 
 def test_a_second_sampler_on_a_store_saves_its_own_state():
@@ -373,7 +395,7 @@ def test_a_state_that_its_loader_could_not_load_is_announced_when_saved():
 
 def test_single_draws_in_parts_whose_last_batch_is_not_full():
     sampler = PrioritySampler(ScoreStore(N), batch_size=BATCH)  # 101 = 12 * 8 + 5, in fours
-    for batch in DataLoader(Numbers(), BATCH // 2, sampler=sampler):
+    for batch in DataLoader(range(N), BATCH // 2, sampler=sampler):
         assert batch.tolist() == sampler.indices.tolist()[: len(batch)]
         sampler.step(torch.rand(len(batch)))
     assert sampler.store.stats()["coverage"] == 1
@@ -496,7 +518,7 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state):
 
 def test_a_checkpoint_is_of_a_sampler():
     with pytest.raises(TypeError, match="sampler: expected a PrioritySampler, got DataLoader"):
-        Checkpoint(DataLoader(Numbers()))
+        Checkpoint(DataLoader(range(N)))
 
 
 def test_a_snapshot_older_than_the_journal_is_refused_with_the_depth_that_is_needed():

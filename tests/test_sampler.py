@@ -224,6 +224,13 @@ def test_a_sampler_is_torchs_distributed_sampler_and_has_its_attributes():
     assert isinstance(PriorityLoader(range(10), 2).sampler, DistributedSampler)
 
 
+def test_an_epoch_of_a_store_that_grows_grows_with_it():
+    for sampler in PrioritySampler(20), PrioritySampler(list(range(20))), PrioritySampler(ScoreStore(20)):
+        sampler.store.resize(35)
+        assert sampler.num_samples == len(sampler) == 35
+        assert sorted(sampler) == list(range(35))
+
+
 def test_what_is_yielded_are_fresh_lists_of_python_integers():
     for part in batches(PrioritySampler(10), 3) + batches(PrioritySampler(10, batch_size=3), 3):
         assert type(part) is list

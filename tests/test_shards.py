@@ -17,14 +17,6 @@ from fastprio.policies import Given, LossPower
 N, BATCH = 61, 8
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        return index
-
-    def __len__(self):
-        return N
-
-
 def test_shards_are_contiguous_and_even():
     for size in (4, 7, 61, 1000):
         for ranks in (1, 2, 3, 4):
@@ -40,7 +32,7 @@ def test_shards_are_contiguous_and_even():
 
 
 def loader_of(ranks, **arguments):
-    return PriorityLoader(Numbers(), BATCH // ranks, epochs=3, seed=5, shard="sharded", **arguments)
+    return PriorityLoader(range(N), BATCH // ranks, epochs=3, seed=5, shard="sharded", **arguments)
 
 
 def learns(rank, ranks, workers):
@@ -80,7 +72,7 @@ def weights_of_all(rank, ranks, beta, losses):
     store = ScoreStore(len(shard), LossPower(alpha=1.0, beta=beta))
     store.update(range(len(shard)), losses[shard.start : shard.stop])
     sampler = PrioritySampler(store, 400 * BATCH, batch_size=BATCH, seed=2, shard="sharded")
-    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    loader = DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
     found, counts = {}, np.zeros(N)
     for batch in loader:
         for i, p, w in zip(batch.tolist(), sampler.probabilities.tolist(), sampler.weights.tolist(), strict=True):
@@ -122,7 +114,7 @@ def fixed(rank, ranks):
     shard = shard_of(N, rank, ranks)
     weights = np.arange(N, dtype=np.float32)[shard.start : shard.stop]
     sampler = PrioritySampler(ScoreStore(len(shard), Given(weights)), 4000, batch_size=BATCH, shard="sharded")
-    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    loader = DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
     total = 0.0
     for batch in loader:
         total += float(sampler.step(batch.float()))
@@ -138,7 +130,7 @@ def without_mass(rank, ranks):
     shard = shard_of(N, rank, ranks)
     store = ScoreStore(len(shard), Given(np.full(len(shard), float(rank), np.float32)))
     sampler = PrioritySampler(store, 800, batch_size=BATCH, shard="sharded")
-    loader = DataLoader(Numbers(), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
+    loader = DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH // ranks))
     drawn, weights = [], []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -217,7 +209,7 @@ def test_a_run_resumes_exactly_on_as_many_ranks_and_refuses_others():
         assert found.startswith(
             f"the state is sharded, rank {1 - rank} of 2, this sampler is sharded, rank {rank} of 2"
         )
-    whole = PriorityLoader(Numbers(), BATCH, epochs=3)
+    whole = PriorityLoader(range(N), BATCH, epochs=3)
     with pytest.raises(ValueError, match="the state is sharded, rank 0 of 2, this sampler is replicated"):
         whole.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
 
@@ -254,6 +246,56 @@ def test_what_cannot_work_is_refused():
         assert "rank 0 and rank 1 differ" in found["seeds"]
         assert "ScoreStore(n, Given(weights))" in found["weights"]
         assert "shard = 'shared'" in found["name"]
+
+
+def without_replacement(rank, ranks, drop_last, stores):
+    policy = LossPower(beta=0)
+    if stores:
+        policy = ScoreStore(len(shard_of(N, rank, ranks)), policy)
+    sampler = PriorityLoader(
+        range(N), BATCH // ranks, policy=policy, shard="sharded", replacement=False, drop_last=drop_last
+    ).sampler
+    sampler.drop_last = drop_last
+    try:
+        return [index - shard_of(N, rank, ranks).start for batch in sampler_batches(sampler, ranks) for index in batch]
+    except ValueError as error:
+        return str(error)
+
+
+def sampler_batches(sampler, ranks):
+    for batch in PriorityBatchSampler(sampler, BATCH // ranks):
+        sampler.skip()
+        yield batch
+
+
+@pytest.mark.parametrize("stores", [False, True])
+def test_without_replacement_no_rank_draws_more_than_the_smallest_shard_has(stores):
+    for found in on_ranks(2, without_replacement, 2, False, stores):
+        assert found.startswith("num_samples = 61 on 2 ranks: 31 draws each without replacement, and the smallest")
+    for found in on_ranks(2, without_replacement, 2, True, stores):
+        assert len(set(found)) == len(found) == N // 2
+
+
+def goes_on_unstepped(rank, ranks):
+    def loader():
+        shard = shard_of(N, rank, ranks)
+        store = ScoreStore(len(shard), Given(np.arange(1.0, len(shard) + 1)))
+        return PriorityLoader(range(N), BATCH // ranks, policy=store, shard="sharded")
+
+    whole = loader()
+    drawn = [batch.tolist() for batch in whole]
+    begun = loader()
+    for number, _ in enumerate(begun):
+        if number == 6:
+            break
+    again = loader()
+    again.load_state_dict(begun.state_dict())
+    assert [batch.tolist() for batch in again] == drawn[7:]
+    return len(drawn)
+
+
+def test_a_sharded_loop_that_need_not_step_goes_on_where_it_stands():
+    assert on_ranks(2, goes_on_unstepped, 2) == [8, 8]
 
 
 def not_finite(rank, ranks, lag):
@@ -303,9 +345,7 @@ def test_the_first_batch_is_weighed_by_the_masses_that_it_is_drawn_from(workers)
 def unequal_steps(rank, ranks):
     sampler = PrioritySampler(N, batch_size=BATCH, shard="sharded")
     try:
-        for batch in DataLoader(
-            Numbers(), BATCH // ranks // (rank + 1), sampler=sampler
-        ):  # rank 1 takes them in halves
+        for batch in DataLoader(range(N), BATCH // ranks // (rank + 1), sampler=sampler):  # rank 1 takes them in halves
             sampler.step(loss_of(batch, 0))
     except RuntimeError as error:
         return str(error)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from loader_helpers import Correct, Raw, flat
-from rank_helpers import interleaved, on_ranks, state_of
+from rank_helpers import interleaved, on_ranks, one_thread, state_of  # noqa: F401 (a fixture)
 from torch.nn import functional as F
 
 from fastprio import PrioritySampler, ScoreStore
@@ -29,14 +29,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Forked processes must not wait for a thread pool that only their parent has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _quiet(one_thread):  # noqa: F811 (a fixture)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(threads)
 
 
 class Sentences(torch.utils.data.Dataset):

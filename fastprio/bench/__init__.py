@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -28,6 +29,14 @@ def versions() -> dict[str, str]:
     """Name -> version of what a measurement depends on."""
     found = {"fastprio": __version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "numba")}
+
+
+def write(record: Mapping[str, Any], path: Path | None) -> None:
+    """Prints a record as JSON, and writes it to ``path`` where one is given."""
+    text = json.dumps(record, indent=1)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")
 
 
 def stamp(command: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from fastprio.sampler import Checkpoint, PrioritySampler
+from fastprio.checkpoint import Checkpoint
+from fastprio.sampler import PrioritySampler
 
 
 def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> Any:
@@ -80,6 +81,7 @@ class _Checkpoint(Checkpoint):
         self._batches = batches
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
         super().load_state_dict(state)
         at = state["sampler"]
         self._batches.set_epoch(max(at["epoch"] + int(at["over"]), at["said"] or 0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastprio.checkpoint import Checkpoint
 from fastprio.ranks import place_in
-from fastprio.sampler import Checkpoint, PrioritySampler
+from fastprio.sampler import PrioritySampler
 
 
 class PriorityCheckpoint(Checkpoint):

@@ -13,8 +13,9 @@ from typing import Any
 from torch.utils._pytree import tree_leaves
 
 from fastprio._arrays import integer
+from fastprio.checkpoint import Checkpoint
 from fastprio.ranks import place_in
-from fastprio.sampler import Checkpoint, PrioritySampler
+from fastprio.sampler import PrioritySampler
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 _IMPORTED = [name for name in _NAMES if name in sys.modules] or [

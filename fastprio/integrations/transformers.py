@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from fastprio.checkpoint import Checkpoint
 from fastprio.policies.base import Policy
 from fastprio.policies.uniform import Uniform
-from fastprio.sampler import Checkpoint, PrioritySampler
+from fastprio.sampler import PrioritySampler
 from fastprio.store import ScoreStore
 
 FILE = "fastprio.pt"

@@ -119,6 +119,11 @@ class Epoch:
             return self.newest.position
         return self.again[0].position if self.again else self.drawn
 
+    @property
+    def finished(self) -> bool:
+        """Whether all draws have been made, and all were stepped or skipped."""
+        return (self.exhausted or self.drawn >= self.total) and not self.again and not self._journal.outstanding
+
     def go_to(self, position: int) -> None:
         """Goes on at draw number ``position``, where nothing has been learnt since the epoch began."""
         if self.planned is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastprio._arrays import integer
@@ -14,6 +15,7 @@ from fastprio.checkpoint import Checkpoint
 from fastprio.policies.base import Policy
 from fastprio.ranks import place_in, shard_of
 from fastprio.sampler import PriorityBatchSampler, PrioritySampler
+from fastprio.scoring import score
 from fastprio.store import ScoreStore
 
 OWN = {
@@ -170,6 +172,42 @@ class PriorityLoader(DataLoader[Any]):
     def stats(self) -> dict[str, float]:
         """As ``PrioritySampler.stats``."""
         return self._priority.stats()
+
+    def score(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Any],
+        *,
+        indices: Any = None,
+        origin: str = "score",
+    ) -> int:
+        """Forwards examples without training on them, and tells the store their losses: for policies that want those.
+
+        ::
+
+            for epoch in range(10):
+                for x, y in loader:
+                    ...
+                loader.score(model, lambda model, batch: losses_of(model, *batch))   # what the plan asks for
+
+        Args:
+            model: put in eval mode for the pass.
+            loss_fn: (model, batch) -> losses [n], or (losses, {name: observation [n]}) for policies that need more.
+            indices: int64 [m], which of the store's examples; None: those that the plan of the epoch just finished
+                asks for (``Plan.score``), and before the first epoch, or with origin "reference", all.
+            origin: "score", or "reference" for another model's losses.
+
+        Returns: how many examples were scored, on all ranks together; 0 if the policy asks for none.
+
+        Under ``no_grad``; the modes of the model's parts, its batch-norm statistics, and the random states of torch,
+        numpy and Python are as they were. With several ranks all of them call it and each forwards a part. Call it at
+        an epoch's end; save afterwards.
+
+        Raises: RuntimeError in the middle of an epoch where ``lag`` says which losses a draw may see. ValueError for
+            losses of another shape, or those that the store refuses; nothing was recorded then.
+        Cost: a forward pass of each; a DataLoader like this one is made for it.
+        """
+        return score(self, model, loss_fn, indices, origin)
 
     def state_dict(self) -> dict[str, Any]:
         """The store, and where training stands: saved after a step, the next batch is the one after it.

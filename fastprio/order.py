@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio import _core
+from fastprio.policies.base import TRAIN
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64, Uint8
@@ -50,7 +51,7 @@ class PlannedEpoch:
     """The examples that a plan draws, once each, in random order; begins again where more are asked for.
 
     Args:
-        plan: of weights above zero for at least one example; ValueError otherwise.
+        plan: of weights above zero for at least one example, or of some to be scored; ValueError otherwise.
     """
 
     def __init__(self, plan: Plan, size: int, seed: int, epoch: int) -> None:
@@ -61,8 +62,8 @@ class PlannedEpoch:
             left_out = (np.asarray(plan.weights) <= 0)[plan.codes]
             self.chosen = size - int(np.count_nonzero(left_out))
             self._left_out = np.packbits(left_out, bitorder="little")
-        if self.chosen == 0:
-            raise ValueError(f"the plan for epoch {epoch} leaves out every example")
+        if self.chosen == 0 and not scored(plan, size).any():  # they may come back
+            raise ValueError(f"the plan for epoch {epoch} leaves out every example, and scores none")
         self._size, self._seed, self._epoch = size, seed, epoch
         self.at = 0, 0
 
@@ -92,6 +93,15 @@ class PlannedEpoch:
             return None
         weights: Float32 = np.asarray(self.plan.weights, np.float32)[self.plan.codes[indices]]
         return weights
+
+
+def scored(plan: Plan, size: int) -> Any:
+    """bool [size]: the examples whose losses the plan wants at the epoch's end."""
+    if plan.codes is None:
+        return np.full(size, TRAIN in plan.score)
+    wanted = np.zeros(256, bool)
+    wanted[list(plan.score)] = True
+    return wanted[plan.codes]
 
 
 class Cover:

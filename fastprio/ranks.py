@@ -193,6 +193,26 @@ class Gathering:
             )
 
 
+def interleaved(tables: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """Arrays [m, ...] by name from every rank, as [ranks * m, ...]: row k is row k // ranks of rank k mod ranks.
+
+    Raises: ValueError if ranks have other names, dtypes or shapes. Waits for all ranks.
+    """
+    ranks, names = place_in(group)[1], sorted(tables)
+    everyones: list[Any] = [None] * ranks
+    dist.all_gather_object(everyones, [(name, tables[name].dtype.str, tables[name].shape) for name in names], group)
+    for rank, theirs in enumerate(everyones):
+        if theirs != everyones[0]:
+            raise ValueError(f"ranks have other rows. Rank 0: {everyones[0]}. Rank {rank}: {theirs}")
+    found = {}
+    for name in names:
+        table = np.ascontiguousarray(tables[name])
+        message = torch.from_numpy(table.reshape(-1).view(np.uint8)).to(device_of(group))
+        rows = Flight(message, group).table().copy().view(table.dtype).reshape(ranks, *table.shape)
+        found[name] = rows.swapaxes(0, 1).reshape(ranks * len(table), *table.shape[1:])
+    return found
+
+
 class Shards:
     """The masses of all ranks' shards, each as of its rank's last step. The shards are contiguous, in rank order.
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, Sampler
 
@@ -16,6 +17,7 @@ from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Journal, Share, Taken
+from fastprio.order import scored
 from fastprio.policies.base import Plan
 from fastprio.ranks import place_in, shard_of
 from fastprio.source import store_of
@@ -86,7 +88,7 @@ class PrioritySampler(DistributedSampler[Any]):
             raise TypeError(f"replacement = {replacement!r}: expected a bool")
         if shard not in ("replicated", "sharded"):
             raise ValueError(f"shard = {shard!r}: expected 'replicated' or 'sharded'")
-        self._group, self.shard = process_group, shard
+        self.process_group, self.shard = process_group, shard
         self.store, self.dataset, whole = store_of(source, weights, self._own_shard if shard == "sharded" else None)
         num_samples = None if num_samples is None else integer("num_samples", num_samples, 1)
         batch_size = None if batch_size is None else integer("batch_size", batch_size, 1, 1 << 31)
@@ -163,12 +165,30 @@ class PrioritySampler(DistributedSampler[Any]):
         planned = None if self._epochs.under_way is None else self._epochs.under_way.planned
         return None if planned is None else planned.plan
 
+    def to_score(self) -> Int64:
+        """int64 [m]: rows of the store whose losses the epoch's plan wants at its end; before the first epoch, all.
+
+        Raises: RuntimeError in the middle of an epoch where ``lag`` fixes which losses its draws see.
+        """
+        epoch = self._epochs.under_way
+        if epoch is None:
+            return np.arange(len(self.store))
+        if self.lag is not None and not epoch.finished:
+            raise RuntimeError(
+                f"lag = {self.lag}: losses from beside training would be seen by some of this epoch's draws, depending "
+                "on how far the loader has read; score at its end"
+            )
+        plan = self.plan
+        return np.empty(0, np.int64) if plan is None else np.flatnonzero(scored(plan, len(self.store)))
+
     @property
     def scheme(self) -> str:
         """The scheme in use."""
         if not self.replacement:
             return "epoch"
-        return self._scheme or ("iid" if self.batch_size is None else "stratified")
+        if self._scheme is not None or self.batch_size is None:
+            return self._scheme or "iid"
+        return self.store.policy.scheme or "stratified"
 
     @property
     def epoch(self) -> int:  # type: ignore[override]
@@ -319,7 +339,7 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _share(self) -> Share:
         """Which draws are this rank's, as it is now."""
-        rank, ranks = place_in(self._group)
+        rank, ranks = place_in(self.process_group)
         if self._replicas is None or self._rank is None:
             return Share(rank, ranks)
         if self._replicas == 1 and ranks > 1 and self.batch_size is not None:
@@ -332,7 +352,7 @@ class PrioritySampler(DistributedSampler[Any]):
         return self.batch_size if share.dealt and self.batch_size is not None else share.ranks
 
     def _own_shard(self, size: int) -> int:
-        return len(shard_of(size, *place_in(self._group)))
+        return len(shard_of(size, *place_in(self.process_group)))
 
     def _check_scheme(self) -> None:
         policy, ranks = self.store.policy, self._share().ranks
@@ -356,7 +376,7 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _check_ranks(self, share: Share, singly: bool) -> None:
         """Refuses what would train ranks on each other's examples, or twice on some."""
-        ranks, policy = place_in(self._group)[1], self.store.policy
+        ranks, policy = place_in(self.process_group)[1], self.store.policy
         check_callers(share, singly, policy.observes, self._epochs.was_loaded)
         if share.dealt and dealing_loader() is None:
             raise ValueError(
@@ -396,7 +416,7 @@ class PrioritySampler(DistributedSampler[Any]):
                 cover_first=self.cover_first,
                 drop_last=self.drop_last,
                 sharded=self.shard == "sharded",
-                group=self._group,
+                group=self.process_group,
                 share=share,
                 draws=len(self),
                 whole=self._whole,
@@ -447,7 +467,7 @@ class PriorityBatchSampler(Sampler[list[int]]):
 
     def _batches(self, iterator: int) -> Iterator[list[int]]:
         sampler, drop_last = self.sampler, self.drop_last
-        ranks = place_in(sampler._group)[1] if sampler._replicas in (None, 1) else sampler._replicas
+        ranks = place_in(sampler.process_group)[1] if sampler._replicas in (None, 1) else sampler._replicas
         if sampler.batch_size not in (None, self.batch_size * ranks):
             raise ValueError(
                 f"batch_size = {self.batch_size} on {ranks} ranks: the sampler's global one is {sampler.batch_size}"

@@ -208,10 +208,8 @@ class ScoreStore:
 
     def _refuse_or_skip(self, at: Int64, loss: Float32, least: float) -> Any:
         """Which rows to keep, bool [n]. Raises where a row is bad in another way than one that is to be skipped."""
-        inside, finite = (at >= 0) & (at < len(self)), np.isfinite(loss)
-        if not inside.all():
-            row = int(inside.argmin())
-            raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
+        self.check_indices(at)
+        finite = np.isfinite(loss)
         if self.on_nonfinite == "raise" and not finite.all():
             row = int(finite.argmin())
             raise ValueError(
@@ -223,6 +221,13 @@ class ScoreStore:
             row = int(small.argmax())
             raise ValueError(f"losses[{row}] = {loss[row]}: policy {self.policy.name!r} expects losses >= {least:g}")
         return finite
+
+    def check_indices(self, at: Int64) -> None:
+        """IndexError for the first that is no example's."""
+        inside = (at >= 0) & (at < len(self))
+        if not inside.all():
+            row = int(inside.argmin())
+            raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
 
     def _let_policy_observe(self, at: Any, obs: Observation) -> Any:
         rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
@@ -428,6 +433,7 @@ class ScoreStore:
         none = Observation(np.empty(0, np.float32), "train", {name: np.empty(0) for name in self.policy.requires})
         any_bad(np.empty(0, np.int64), none.loss, len(self), -np.inf)
         note(self._columns["seen"], self.fresh, self.learnt, 0, 0, np.empty(0, np.int64))
+        self.policy.check(none)
         self.policy.observe(self._columns, np.empty(0, np.int64), none, self.clock, Rng(0, 0, 0, "observe"))
         self.policy.weights(self._columns, np.empty(0, np.int64), np.empty(0, np.float64), self.clock)
         self.policy.unseen()

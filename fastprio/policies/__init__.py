@@ -10,6 +10,7 @@ from fastprio.policies.base import (
     Observation,
     Plan,
     Policy,
+    find,
     make,
     register,
     registered,
@@ -17,6 +18,7 @@ from fastprio.policies.base import (
 from fastprio.policies.given import Given
 from fastprio.policies.infobatch import InfoBatch
 from fastprio.policies.loss_power import LossPower
+from fastprio.policies.observations import observations
 from fastprio.policies.uniform import Uniform
 
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "Plan",
     "Policy",
     "Uniform",
+    "find",
     "kernel",
     "make",
+    "observations",
     "power",
     "register",
     "registered",

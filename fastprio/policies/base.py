@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from fastprio._registry import Registry
+from fastprio.policies.observations import KNOWN
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +45,7 @@ class Observation:
 
     __slots__ = ("loss", "origin", "others")
 
-    def __init__(self, loss: Float32, origin: str, others: Mapping[str, Any]) -> None:
+    def __init__(self, loss: Float32, origin: str, others: dict[str, Any]) -> None:
         self.loss, self.origin, self.others = loss, origin, others
 
     def __getattr__(self, name: str) -> Any:
@@ -78,6 +81,15 @@ class Policy:
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values for the arguments that have no default, with which tables and checks make one."""
+    acts: ClassVar[str] = ""
+    """Where the method decides, for the table of methods: "epoch" (its plan), "draw", "weight", or several."""
+    forwards: ClassVar[str] = "none"
+    """Which forward passes it needs beside those of training, for the table of methods."""
+    scheme: ClassVar[str | None] = None
+    """The scheme of draws that a sampler takes where none is given to it and it has a batch size; None: its own."""
+
     columns: Mapping[str, str | tuple[str, int]] = {}
     requires: tuple[str, ...] = ()
     """Names of observations that step() and update() must be given beside the loss."""
@@ -116,7 +128,14 @@ class Policy:
         """Called once when the store is made: check sizes, set first priorities."""
 
     def check(self, obs: Observation) -> None:
-        """Refuses (ValueError) what ``observe`` cannot take, before anything is recorded."""
+        """Refuses (ValueError) what ``observe`` cannot take, before anything is recorded.
+
+        What stands here checks the observations in ``requires`` whose names are known (``observations.KNOWN``) and
+        converts them, so that ``observe`` finds "correct" as uint8 0 or 1, for instance; call it from your own.
+        """
+        for name in self.requires:
+            if name in KNOWN:
+                obs.others[name] = KNOWN[name].checked(name, obs.others[name])
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Writes a batch's rows into the columns and returns their new priorities, float32 [n], or None.
@@ -150,50 +169,12 @@ class Policy:
         return {p.name: getattr(self, p.name) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-_registry: dict[str, type[Policy]] = {}
-P = TypeVar("P", bound=type[Policy])
-
-
-def register(name: str) -> Callable[[P], P]:
-    """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
-
-    def add(policy: P) -> P:
-        before = _registry.get(name)
-        if before is not None and (before.__module__, before.__qualname__) != (policy.__module__, policy.__qualname__):
-            raise ValueError(
-                f"policy {name!r} is {before.__module__}.{before.__qualname__} already: choose another name"
-            )
-        policy.name = name
-        _registry[name] = policy
-        return policy
-
-    return add
-
-
-def make(policy: str | Policy, **config: Any) -> Policy:
-    """The policy itself, or a new one by its registered name. ValueError names the known ones."""
-    if isinstance(policy, Policy):
-        return policy
-    if isinstance(policy, type) and issubclass(policy, Policy):
-        raise TypeError(f"policy = {policy.__name__}: expected one of it, {policy.__name__}(...), not the class")
-    if policy not in _registry:
-        raise ValueError(
-            f"policy = {policy!r}: expected a Policy or one of {', '.join(sorted(_registry))} (a policy of your own has"
-            " its name once its module is imported)"
-        )
-    return _registry[policy](**config)
-
-
-def registered() -> dict[str, type[Policy]]:
-    """All registered policies, by name."""
-    return dict(sorted(_registry.items()))
-
-
-def linear(values: float | tuple[float, float], progress: float) -> float:
-    """A schedule: a constant, or (start, end) reached linearly over the training."""
-    if isinstance(values, tuple):
-        return values[0] + (values[1] - values[0]) * progress
-    return values
+_registry: Registry[Policy] = Registry("policy", Policy)
+register = _registry.register
+"""Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
+find = _registry.find
+make = _registry.make
+registered = _registry.registered
 
 
 def positive_finite(**values: float) -> None:

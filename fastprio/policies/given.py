@@ -24,6 +24,8 @@ class Given(Policy):
     2^24 examples work (pytorch/pytorch issue 2576), and weights may be changed in the middle of an epoch.
     """
 
+    acts = "draw"
+
     def __init__(self, weights: Any = None) -> None:
         self._given = weights
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import OUT, TRAIN, TRAIN_RESCALED, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.primitives import pruned
+from fastprio.policies.schedules import annealing
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64
@@ -32,7 +34,9 @@ class InfoBatch(Policy):
     """
 
     columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
+    acts = "epoch, weight"
     needs_epochs = True
+    infallible = True
 
     def __init__(self, ratio: float = 0.5, delta: float = 0.875) -> None:
         if not 0 <= ratio <= 0.9:
@@ -49,16 +53,8 @@ class InfoBatch(Policy):
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Prunes, in all but the last epochs."""
-        epochs = store.epochs or 1
-        if clock.epoch + 1 > self.delta * epochs or self.ratio == 0:
+        if annealing(clock.epoch, self.delta, store.epochs or 1) or self.ratio == 0:
             return Plan()
         loss, seen = store.column("loss"), store.seen()
         mean = loss.mean(dtype=np.float64, where=seen) if seen.any() else 0.0
-        below = np.flatnonzero(seen & (loss < mean))
-        codes = np.full(len(store), TRAIN, np.uint8)
-        if len(below) < 2:
-            return Plan(codes)
-        kept = max(1, int((1 - self.ratio) * len(below) + 1e-9))  # 1 - 0.8 is a little less than 0.2
-        codes[below] = OUT
-        codes[below[rng.choose(len(below), kept)]] = TRAIN_RESCALED
-        return Plan(codes, weights=(0.0, 1.0, len(below) / kept, 0.0))
+        return Plan(*pruned(seen & (loss < mean), self.ratio, rng))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import get_bit, kernel, mark, power
-from fastprio.policies.base import Clock, Columns, Observation, Policy, linear, positive_finite, register
+from fastprio.policies.base import Clock, Columns, Observation, Policy, positive_finite, register
+from fastprio.policies.schedules import linear, span
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64, Uint8
@@ -78,6 +79,7 @@ class LossPower(Policy):
     """
 
     columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
+    acts = "draw, weight"
     least_loss = 0.0
     infallible = True
 
@@ -89,14 +91,11 @@ class LossPower(Policy):
         ema: float = 0.0,
         max_normalize: bool = False,
     ) -> None:
-        if isinstance(beta, (tuple, list)):
-            if len(beta) != 2:
-                raise ValueError(f"beta = {beta}: expected a number, or two: at the start and at the end")
-            beta = (beta[0], beta[1])
-        positive_finite(alpha=alpha, eps=eps, beta=linear(beta, 0.0), beta_end=linear(beta, 1.0))
+        positive_finite(alpha=alpha, eps=eps)
         if not 0 <= ema < 1:
             raise ValueError(f"ema = {ema}: expected 0 <= ema < 1")
-        self.alpha, self.beta, self.eps, self.ema, self.max_normalize = alpha, beta, eps, ema, max_normalize
+        self.alpha, self.eps, self.ema, self.max_normalize = alpha, eps, ema, max_normalize
+        self.beta = span("beta", beta, least=0)
         self.state = {"largest": np.ones(1)}
 
     @property

@@ -18,6 +18,8 @@ class Uniform(Policy):
     What ``torch.utils.data.RandomSampler`` does, in O(1) memory. Cost: no bytes an example.
     """
 
+    acts = "epoch"
+
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Everything, every epoch."""
         return Plan()

@@ -17,7 +17,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastprio
 from fastprio.bench.training import Choosing
+from fastprio.policies import observations
 from fastprio.study import report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
 from fastprio.study.models import SmallCNN, evaluate
@@ -151,24 +152,9 @@ class Arm:
         if self.sampler is None:
             loss = losses.mean()
         else:
-            loss = self.sampler.step(losses, **observations(self.store, losses, logits, labels))
+            loss = self.sampler.step(losses, **observations(self.sampler.store.policy.requires, logits, labels))
         self.reduce_seconds += time.perf_counter() - begin
         return loss
-
-
-def observations(store: Any, losses: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What the store's policy asks for beside the loss, of those things that a classifier's logits tell."""
-    wanted = set(getattr(store.policy, "requires", ()))
-    if not wanted:
-        return {}
-    with torch.no_grad():
-        known: dict[str, Callable[[], Tensor]] = {
-            "correct": lambda: (logits.argmax(1) == labels).float(),
-            "prediction": lambda: logits.argmax(1),
-            "p_label": lambda: torch.exp(-losses),
-            "confidence": lambda: logits.softmax(1).amax(1),
-        }
-        return {name: known[name]() for name in wanted if name in known}
 
 
 def learning_rate(progress: float, peak: float) -> float:

@@ -1,0 +1,92 @@
+"""Names for classes: how ``policy="loss"`` finds its class, and how one's own gets a name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+
+class Method(Protocol):
+    """What a class in a registry says about itself."""
+
+    name: ClassVar[str]
+    example: ClassVar[Mapping[str, Any]]
+    acts: ClassVar[str]
+    forwards: ClassVar[str]
+
+
+M = TypeVar("M", bound=Method)
+
+
+class Registry(Generic[M]):
+    """The classes of one kind, by name.
+
+    Args:
+        kind: what they are, for messages. base: the class that all are derived from.
+    """
+
+    def __init__(self, kind: str, base: type[M]) -> None:
+        self._kind, self._base = kind, base
+        self._known: dict[str, type[M]] = {}
+
+    def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
+        """Class decorator: gives a class its name. ValueError if another class has it."""
+
+        def add(method: type[M]) -> type[M]:
+            before = self._known.get(name)
+            whose = (method.__module__, method.__qualname__)
+            if before is not None and (before.__module__, before.__qualname__) != whose:
+                raise ValueError(
+                    f"{self._kind} {name!r} is {before.__module__}.{before.__qualname__} already: choose another name"
+                )
+            method.name = name
+            self._known[name] = method
+            return method
+
+        return add
+
+    def find(self, name: str) -> type[M]:
+        """The class of a name, or of "package.module:Class". ValueError names the known ones."""
+        module, colon, attribute = name.partition(":")
+        if colon:
+            try:
+                found = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ValueError(f"{self._kind} = {name!r}: {error}") from error
+            if not (isinstance(found, type) and issubclass(found, self._base)):
+                raise ValueError(f"{self._kind} = {name!r}: expected a class derived from {self._base.__name__}")
+            return found
+        if name not in self._known:
+            raise ValueError(
+                f"{self._kind} = {name!r}: expected a {self._base.__name__}, 'package.module:Class', or one of "
+                f"{', '.join(sorted(self._known))} (one of your own has its name once its module is imported)"
+            )
+        return self._known[name]
+
+    def make(self, method: str | M, **config: Any) -> M:
+        """The object itself, or a new one by its class's name.
+
+        Raises: ValueError for an unknown name, or one that needs arguments. TypeError for a class.
+        """
+        if isinstance(method, self._base):
+            return method
+        if isinstance(method, type) and issubclass(method, self._base):
+            raise TypeError(
+                f"{self._kind} = {method.__name__}: expected one of it, {method.__name__}(...), not the class"
+            )
+        if not isinstance(method, str):
+            raise ValueError(f"{self._kind} = {method!r}: expected a {self._base.__name__} or its name")
+        found = self.find(method)
+        missing = [name for name in found.example if name not in config]
+        if missing:
+            arguments = ", ".join(f"{name}=" for name in missing)
+            raise ValueError(
+                f"{self._kind} = {method!r}: it has no defaults for {arguments}; make it yourself, {found.__name__}"
+                f"({arguments}...)"
+            )
+        return found(**config)
+
+    def registered(self) -> dict[str, type[M]]:
+        """All that have a name, by name."""
+        return dict(sorted(self._known.items()))

@@ -1,0 +1,66 @@
+"""Schedules: parameters that change over training, as functions of progress or of the epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Span: TypeAlias = float | tuple[float, float]
+"""A constant, or its values at the start and at the end."""
+
+
+def span(name: str, values: object, least: float = -math.inf, most: float = math.inf) -> Span:
+    """The values as a number or a pair of them. ValueError unless each is finite and in [least, most]."""
+    pair = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+    if len(pair) not in (1, 2):
+        raise ValueError(f"{name} = {values}: expected a number, or two: at the start and at the end")
+    for value in pair:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} = {values}: expected finite numbers")
+    return (pair[0], pair[1]) if len(pair) == 2 else pair[0]
+
+
+def linear(values: Span, progress: float) -> float:
+    """From the first value to the second in a straight line. progress: in [0, 1]."""
+    if isinstance(values, tuple):
+        return values[0] + (values[1] - values[0]) * progress
+    return values
+
+
+def exponential(values: Span, progress: float) -> float:
+    """From the first value to the second by equal factors; both above zero."""
+    if isinstance(values, tuple):
+        return values[0] * float((values[1] / values[0]) ** progress)
+    return values
+
+
+def cosine(values: Span, progress: float) -> float:
+    """From the first value to the second along half a cosine, flat at both ends."""
+    if isinstance(values, tuple):
+        return values[1] + (values[0] - values[1]) * 0.5 * (1 + math.cos(math.pi * progress))
+    return values
+
+
+def stepwise(steps: Sequence[tuple[int, float]], epoch: int, before: float = 1.0) -> float:
+    """The value of the last step whose epoch has come; ``before`` the first one. steps: (epoch, value), in order."""
+    value = before
+    for begin, following in steps:
+        if epoch >= begin:
+            value = following
+    return value
+
+
+def between(epoch: float, begin: float, end: float) -> float:
+    """How far ``epoch`` is on the way from ``begin`` to ``end``, in [0, 1]; 1 where they are the same."""
+    return min(1.0, max(0.0, (epoch - begin) / (end - begin))) if end > begin else float(epoch >= begin)
+
+
+def annealing(epoch: int, delta: float, epochs: int) -> bool:
+    """Whether the share ``delta`` of training is over, so that the rest is plain: epoch + 1 > delta * epochs.
+
+    Epochs count from 0. It holds from some epoch on, also where delta * epochs is no integer.
+    """
+    return epoch + 1 > delta * epochs

@@ -312,8 +312,20 @@ def unequal() -> str:
 
 
 README, SCALING = HERE / "README.md", HERE.parent / "docs" / "scale.md"
+
+
+def policies() -> str:
+    """Every policy's plan and updates."""
+    record = read("policies")
+    rows = [["policy", "bytes an example", "plan, ms", "observe, us", "ScoreStore.update, us"]]
+    for name, its in record["policies"].items():
+        times = number(its["plan_ms"]), number(its["observe_us"]), number(its["update_us"])
+        rows.append([f"`{name}`", f"{its['bytes']:g}", *times])
+    return f"{markdown(rows)}\n\n{made('policies', record)}"
+
+
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
-    README: (reach, parts, epochs, calls, tree, first, loader, ffcv, scale),
+    README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
     SCALING: (messages, work, memory, unequal),
 }
 

@@ -29,7 +29,7 @@ def kernel(function: F, inline: bool = False) -> F:
     """Compiles a loop with Numba: no GIL, cached on disk, or uncached (one log line) where no folder is writable.
 
     Division is numpy's (1 / 0 is infinite): a check for zero would keep loops from becoming vector code. ``inline``
-    puts the function into the loops that call it, for the same reason.
+    puts the function into the loops that call it, for the same reason; a kernel that others call needs it.
     """
     compiler: Any = functools.partial(
         numba.njit, nogil=True, error_model="numpy", inline="always" if inline else "never"
@@ -41,6 +41,11 @@ def kernel(function: F, inline: bool = False) -> F:
         return cast("F", compiler()(function))
 
 
+inlined = functools.partial(kernel, inline=True)
+"""The same for what other kernels call. Not only for speed: FFCV changes Numba's type of uint8 arrays in place, and
+Numba then no longer finds a compiled function of such arrays where another one that calls it is compiled."""
+
+
 @kernel
 def any_bad(indices: Int64, losses: Float32, size: int, least: float) -> bool:
     """Whether a row has an index outside [0, size), or a loss that is not finite or below ``least``."""
@@ -50,7 +55,7 @@ def any_bad(indices: Int64, losses: Float32, size: int, least: float) -> bool:
     return bad
 
 
-@kernel
+@inlined
 def mark(seen: Uint8, fresh: Uint8, indices: Int64) -> None:
     """Sets bit i of two packed arrays (bit i is bit i & 7 of byte i >> 3) for each index."""
     for j in range(indices.size):
@@ -72,7 +77,7 @@ def note(seen: Uint8, fresh: Uint8, learnt: Int64, shift: int, step: int, indice
             learnt[i >> shift] = step
 
 
-@kernel
+@inlined
 def get_bit(bits: Uint8, i: int) -> bool:
     """Bit i of a packed array."""
     return bool(bits[i >> 3] >> (i & 7) & 1)
@@ -118,4 +123,4 @@ def _power(x: float, exponent: float) -> float:
     return 1.0 if (exponent == 0.0) | (x == 1.0) else series
 
 
-power = kernel(_power, inline=True)
+power = inlined(_power)

@@ -14,6 +14,7 @@ from fastprio._version import __version__
 # imported only when its command is called, so that no command waits for, or fails on, what another one needs.
 COMMANDS = {
     "demo": ("fastprio.study.demo", "train on real data with and without priority: live table, plot, JSON"),
+    "methods": ("fastprio.methods", "list every method: what it keeps of an example, where it acts, its source"),
     "bench": ("fastprio.bench.throughput", "time draws and updates on this machine against uniform loading"),
 }
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from fastprio._arrays import as_float32, as_indices, to_numpy
 from fastprio.ranks import interleaved, place_in, shard_of
+from fastprio.store import ORIGINS
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
@@ -30,6 +31,8 @@ def score(
     """See ``PriorityLoader.score``."""
     sampler: PrioritySampler = loader.sampler  # type: ignore[assignment]
     store = loader.store
+    if origin not in ORIGINS:
+        raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
     rows = sampler.to_score() if origin != "reference" else np.arange(len(store))
     if indices is not None:
         rows = as_indices(indices)

@@ -1,4 +1,4 @@
-"""For tests of training code: does a run that is interrupted and resumed go on as if nothing had happened?"""
+"""For tests of training code and of one's own policies: exact resumes, and made-up observations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastprio.checkpoint import Checkpoint
+from fastprio.policies.base import Policy
+from fastprio.policies.observations import KNOWN
 from fastprio.sampler import PriorityBatchSampler, PrioritySampler
 
 Trained = tuple[int, int, bytes, bytes, bytes]
@@ -79,6 +82,19 @@ def sampler_of(loader: Any) -> PrioritySampler:
         else:
             seen = batches
     raise TypeError(f"loader: expected one with a PrioritySampler, got {type(loader).__name__}")
+
+
+def made_up(policy: Policy, n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Random observations, [n] each, of everything that a policy requires beside the loss.
+
+    Of a classifier of two classes, in the ranges that ``fastprio.policies.observations`` gives; names that it does not
+    know get numbers in [0, 1).
+    """
+    made: dict[str, Any] = {}
+    for name in policy.requires:
+        whole = name in KNOWN and not KNOWN[name].dtype.startswith("float")
+        made[name] = rng.integers(0, 2, n).astype(KNOWN[name].dtype) if whole else rng.random(n, np.float32)
+    return made
 
 
 class _Run:

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,8 @@ from test_lag import oracle
 
 import fastprio
 from fastprio import PrioritySampler, ScoreStore
+from fastprio._kernels import get_bit, mark
+from fastprio.policies.primitives import push
 
 pytest.importorskip("ffcv", reason="ffcv is not installed: pip install '.[ffcv]' (it needs OpenCV and libturbojpeg)")
 
@@ -583,3 +586,20 @@ def run_on(loader, sampler, first, epochs):
             seen[-1].append(index.tolist())
             sampler.step(loss_of(sampler.indices, epoch))
     return seen
+
+
+def test_kernels_are_compiled_as_before_after_ffcv_has_changed_a_type_of_numbas(beton):
+    """FFCV makes Numba's type of uint8 arrays read-only in place."""
+    bits, counts, at, ring = np.zeros(4, np.uint8), np.zeros(20, np.uint8), np.array([9]), np.zeros((20, 2))
+    mark(bits, bits, at)
+    push(ring, counts, at, at)
+    run(make(beton, sampler := sampler_of()), sampler, 1)
+
+    @numba.njit  # uncached, so that it is compiled here
+    def policys(bits, at, ring, counts):
+        mark(bits, bits, at)
+        push(ring, counts, at, at)
+        return get_bit(bits, at[0])
+
+    assert policys(np.zeros(4, np.uint8), at, ring, counts)
+    assert counts[9] == 2

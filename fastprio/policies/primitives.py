@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastprio._kernels import kernel, power
+from fastprio._kernels import inlined, kernel, power
 from fastprio.policies.base import OUT, TRAIN, TRAIN_RESCALED
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def quota(begin: int, count: int, share: float) -> int:
 # Rings: the last ``width`` values of each example.
 
 
-@kernel
+@inlined
 def push(ring: Any, counts: Uint8, indices: Int64, values: Any) -> None:
     """Puts each value into its example's ring [n, width]. Duplicates are values of their own, in order.
 

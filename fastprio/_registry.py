@@ -87,6 +87,11 @@ class Registry(Generic[M]):
             )
         return found(**config)
 
+    def example(self, name: str) -> M:
+        """A new one by its class's name, with the example values of arguments that have no default."""
+        found = self.find(name)
+        return found(**found.example)
+
     def registered(self) -> dict[str, type[M]]:
         """All that have a name, by name."""
         return dict(sorted(self._known.items()))

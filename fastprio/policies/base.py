@@ -174,6 +174,7 @@ register = _registry.register
 """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
 find = _registry.find
 make = _registry.make
+example = _registry.example
 registered = _registry.registered
 
 

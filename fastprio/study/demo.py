@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastprio
 from fastprio.bench.training import Choosing
-from fastprio.policies import observations
+from fastprio.policies import example, observations
 from fastprio.study import report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
 from fastprio.study.models import SmallCNN, evaluate
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help=f"examples a batch {default('batch_size')}")
     add("--lr", type=float, default=0.05, help="peak learning rate (default: %(default)s)")
     add("--examples", type=int, help=f"training examples to use {default('examples')}")
-    add("--policy", default="loss", help="how losses become priorities (default: %(default)s)")
+    add("--policy", default="loss", help="a name of `fastprio methods`, or module:Class (default: %(default)s)")
     add("--seed", type=int, default=0, help="of parameters and batches (default: %(default)s)")
     # One: where another program takes a core, two threads that wait for each other were seen to be 5 times slower than
     # one, and a small model gains little from more. It also makes results independent of the number of cores.
@@ -115,6 +115,10 @@ def configure(args: argparse.Namespace) -> Config:
         threads=args.threads,
         out=args.out,
     )
+    try:
+        example(config.policy)
+    except (ValueError, TypeError) as error:
+        raise StudyError(str(error)) from error
     for name in ("epochs", "batch_size", "threads"):
         if getattr(config, name) < 1:
             raise StudyError(f"{name} = {getattr(config, name)}: expected at least 1")
@@ -191,7 +195,23 @@ def train_epoch(arm: Arm, epoch: int, config: Config) -> Iterator[tuple[int, int
         arm.train_seconds += time.perf_counter() - begin
         yield number + 1, batches
         begin = time.perf_counter()
+    score_the_rest(arm, config.batch_size)
     arm.train_seconds += time.perf_counter() - begin
+
+
+def score_the_rest(arm: Arm, batch_size: int) -> None:
+    """Forwards, without training, the examples whose losses the policy's plan wants at an epoch's end."""
+    if arm.sampler is None:
+        return
+    rows, store = arm.sampler.to_score(), arm.sampler.store
+    for begin in range(0, len(rows), batch_size):
+        part = rows[begin : begin + batch_size]
+        images, labels = arm.loader.dataset.__getitems__(part.tolist())  # type: ignore[attr-defined]
+        with torch.no_grad():  # the model has no parts that behave otherwise in evaluation
+            logits = arm.model(images)
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        store.update(part, losses, origin="score", **observations(store.policy.requires, logits, labels))
+        arm.forwards += len(part)
 
 
 def in_turns(arms: Sequence[Arm], epoch: int, config: Config) -> Iterator[tuple[int, int]]:
@@ -252,7 +272,7 @@ def prepare(data: Data, config: Config) -> list[Arm]:
         return Arm(name, model, optimizer, choosing, loader, **extra)
 
     def prioritized(examples: Batches, batch_size: int) -> Arm:
-        store = fastprio.ScoreStore(len(examples), policy=config.policy, epochs=config.epochs)
+        store = fastprio.ScoreStore(len(examples), policy=example(config.policy), epochs=config.epochs)
         sampler = fastprio.PrioritySampler(store, batch_size=batch_size, seed=config.seed)
         batches = fastprio.PriorityBatchSampler(sampler, batch_size)
         return arm("prioritized", batches, examples, sampler=sampler, store=store)
@@ -298,7 +318,7 @@ def demo(config: Config) -> int:
         with report.Display(config.epochs) as display:
             display.say(
                 f"{data.name}: {len(data.train):,} examples, {config.epochs} epochs of batches of {config.batch_size}, "
-                f"policy {config.policy}, torch threads {config.threads}; warming up"
+                f"policy {example(config.policy)!r}, torch threads {config.threads}; warming up"
             )
             arms = prepare(data, config)
             for epoch in range(config.epochs):

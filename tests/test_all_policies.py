@@ -1,0 +1,373 @@
+"""Promise: whatever its method, every registered policy saves, resumes, refuses and survives as the protocol says."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from helpers import generator
+from rank_helpers import on_ranks
+from test_store import state_of
+from torch import nn
+
+from fastprio import PriorityLoader, PrioritySampler, ScoreStore, cli, methods
+from fastprio._random import Rng
+from fastprio.order import scored
+from fastprio.policies import Plan, Policy, register, registered
+from fastprio.policies.base import find, make
+from fastprio.testing import made_up
+
+NAMES = [name for name in registered() if " " not in name]  # those with blanks are other tests' own
+EPOCHS = 10
+BY_BATCH = {"bls", "repb", "odm", "group_dro"}
+"""Those whose update depends on which rows come together."""
+
+
+def new(name, size, **options):
+    """A store, with what its policy must be given beside losses."""
+    store = ScoreStore(size, registered()[name](**registered()[name].example), epochs=EPOCHS, **options)
+    if hasattr(store.policy, "regroup"):
+        store.column("group")[:] = np.arange(size) * 7 % store.policy.count
+        store.policy.regroup(store)
+    if name == "given":
+        store.set_priorities(np.arange(size), np.arange(size) % 3 + 1)
+    store.update(np.arange(size), np.arange(size) % 5 + 0.5, origin="reference", **seen_of(store.policy, size, 99))
+    return store
+
+
+def seen_of(policy, size, epoch):
+    return made_up(policy, size, generator(epoch))
+
+
+def losses_at(size, epoch):
+    return torch.from_numpy(generator(1000 + epoch).exponential(size=size).astype(np.float32))
+
+
+class Training:
+    """A loop that gives a policy all it may ask for, and writes down every batch."""
+
+    def __init__(self, store, batch=8, losses=losses_at, **options):
+        self.loader = PriorityLoader(range(len(store)), batch, policy=store, seed=3, **options)
+        self.losses, self.batches = losses, []
+
+    def observed(self, batch, epoch):
+        losses = self.losses(len(self.loader.store), epoch)[batch]
+        others = seen_of(self.loader.store.policy, len(self.loader.store), epoch)
+        return losses, {name: torch.from_numpy(value)[batch] for name, value in others.items()}
+
+    def run(self, epochs, begin=0, stop=None):
+        for epoch in range(begin, epochs):
+            for number, batch in enumerate(self.loader):
+                weights = self.loader.weights
+                losses, others = self.observed(batch, epoch)
+                result = self.loader.step(losses, **others)
+                assert torch.isfinite(result)
+                assert torch.isfinite(weights).all()
+                assert (weights >= 0).all()
+                self.batches.append((epoch, batch.tolist(), weights.tolist()))
+                if stop == (epoch, number + 1):
+                    return self
+            self.loader.score(nn.Identity(), lambda model, batch, epoch=epoch: self.observed(batch, epoch))
+        return self
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1, 2, 23, 97])
+def test_trains_to_the_end_on_sizes_that_divide_nothing(name, size):
+    training = Training(new(name, size)).run(EPOCHS)
+    met = {i for _, batch, _ in training.batches for i in batch}
+    assert met <= set(range(size))
+    assert training.batches[0][0] == 0
+    priorities = training.loader.store.priorities
+    assert np.isfinite(priorities).all()
+    assert (priorities >= 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_to_the_end_where_all_losses_are_equal(name):
+    for value in (0.0, 1.0, 1e30):
+        training = Training(new(name, 23), losses=lambda n, epoch, value=value: torch.full((n,), value))
+        assert training.run(EPOCHS).batches[0][0] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_training_goes_on_to_the_bit(name):
+    size = 41
+    whole = Training(new(name, size)).run(EPOCHS)
+    epochs = sorted({epoch for epoch, *_ in whole.batches})
+    for epoch in {epochs[0], epochs[len(epochs) // 2], epochs[-1]}:
+        count = sum(e == epoch for e, *_ in whole.batches)
+        first = Training(new(name, size)).run(EPOCHS, stop=(epoch, max(1, count // 2)))
+        file = io.BytesIO()
+        torch.save(first.loader.state_dict(), file)
+        file.seek(0)
+        second = Training(new(name, size))
+        second.loader.load_state_dict(torch.load(file, weights_only=True))
+        second.run(EPOCHS, begin=epoch)
+        assert first.batches + second.batches == whole.batches
+        assert state_of(second.loader.store) == state_of(whole.loader.store)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_of_it_is_the_same_after_a_file(name, tmp_path):
+    store = Training(new(name, 41)).run(6).loader.store
+    store.save(tmp_path / "store")
+    again = ScoreStore.load(tmp_path / "store")
+    assert state_of(again) == state_of(store)
+    assert again.policy.config() == store.policy.config()
+    assert type(again.policy) is type(store.policy)
+    for epoch in range(6, EPOCHS):
+        plans = []
+        for one in (store, again):
+            one.begin_epoch(epoch)
+            plan = one.policy.plan(one, one.clock, Rng(3, epoch, 0, "plan"))
+            plans.append(None if plan is None else (plan.codes is None or plan.codes.tolist(), plan.weights, plan.info))
+            one.update([3, 4], [0.5, 9.0], **seen_of(one.policy, 2, epoch))
+        assert plans[0] == plans[1]
+    assert state_of(again) == state_of(store)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_are_codes_with_weights_and_draw_or_score_something(name):
+    store, rng = new(name, 97), generator(5)
+    for epoch in range(EPOCHS):
+        store.begin_epoch(epoch)
+        before = state_of(store)
+        plan = store.policy.plan(store, store.clock, Rng(1, epoch, 0, "plan"))
+        if plan is not None:
+            codes = np.ones(97, np.uint8) if plan.codes is None else plan.codes
+            assert codes.dtype == np.uint8
+            assert codes.shape == (97,)
+            assert codes.max() < len(plan.weights)
+            drawn = np.array(plan.weights)[codes] > 0
+            asked = scored(plan, 97)
+            assert (drawn | asked).any()
+            for kind, wanted in (("train", drawn), ("score", asked)):
+                rows = rng.permutation(np.flatnonzero(wanted))
+                store.update(rows, rng.exponential(size=rows.size), origin=kind, **made_up(store.policy, rows.size, rng))
+        else:
+            rows = rng.integers(0, 97, 97)
+            store.update(rows, rng.exponential(size=97), **made_up(store.policy, 97, rng))
+        assert state_of(store) != before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_duplicates_are_rows_of_their_own_and_the_last_priority_counts(name):
+    at, rng = [3, 5, 3, 3, 7, 5], generator(8)
+    together, apart = new(name, 23), new(name, 23)
+    for _ in range(8):
+        losses, others = rng.exponential(size=6), made_up(together.policy, 6, rng)
+        together.update(at, losses, **others)
+        for j, i in enumerate(at):
+            apart.update([i], losses[j : j + 1], **{k: v[j : j + 1] for k, v in others.items()})
+    untouched = [i for i in range(23) if i not in at]
+    fresh = new(name, 23)
+    for column, kind in together.types.items():
+        if kind == "bit" or name in BY_BATCH:
+            continue
+        np.testing.assert_array_equal(together.column(column), apart.column(column))
+        np.testing.assert_array_equal(together.column(column)[untouched], fresh.column(column)[untouched])
+    if name not in BY_BATCH:
+        np.testing.assert_array_equal(together.priorities, apart.priorities)
+        for key, value in together.policy.state.items():
+            np.testing.assert_array_equal(value, apart.policy.state[key])
+    assert np.flatnonzero(together.seen()).tolist() == [3, 5, 7]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_losses_that_are_not_finite_change_nothing_or_are_left_out(name, value):
+    store, skipping = new(name, 23), new(name, 23, on_nonfinite="skip")
+    before = state_of(store)
+    others = seen_of(store.policy, 3, 1)
+    with pytest.raises(ValueError, match=r"losses\[1\]"):
+        store.update([1, 2, 3], [1.0, value, 1.0], **others)
+    assert state_of(store) == before
+    skipping.update([1, 2, 3], [1.0, value, 1.0], **others)
+    store.update([1, 3], [1.0, 1.0], **{k: v[[0, 2]] for k, v in others.items()})
+    for column in store.types:
+        np.testing.assert_array_equal(skipping.column(column), store.column(column))
+    assert skipping.skipped_nonfinite == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_observe_that_fails_changes_nothing(name):
+    of = registered()[name]
+
+    class Fails(of):
+        failing = False
+
+        def observe(self, *arguments):
+            priorities = super().observe(*arguments)
+            if self.failing and arguments[1].size:
+                raise RuntimeError("midway")
+            return priorities
+
+    store, rng = new(name, 23), generator(3)
+    failing = ScoreStore(23, Fails(**of.example), epochs=EPOCHS)
+    failing.load_state_dict(store.state_dict())
+    for _ in range(3):
+        failing.update([1, 2, 1], [1.0, 2.0, 3.0], **made_up(store.policy, 3, rng))
+    before = state_of(failing)
+    failing.policy.failing = True
+    with pytest.raises(RuntimeError, match="midway"):
+        failing.update([4, 2, 2, 22], [1.0, 2.0, 3.0, 9.0], **made_up(store.policy, 4, rng))
+    assert state_of(failing) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_observations_out_of_range_are_refused_by_name_and_place(name):
+    store = new(name, 23)
+    before = state_of(store)
+    for wanted in store.policy.requires:
+        for bad in (-1, 1e12, np.nan):
+            others = seen_of(store.policy, 3, 1)
+            others[wanted] = np.array([0, bad, 1.0])
+            with pytest.raises(ValueError, match=rf"{wanted}\[1\] = "):
+                store.update([1, 2, 3], np.ones(3), **others)
+        with pytest.raises(TypeError, match=f"also needs .*{wanted}"):
+            store.update([1], [1.0], **{k: v[:1] for k, v in others.items() if k != wanted})
+    assert state_of(store) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_that_grows_trains_on_the_new_examples_too(name):
+    store = new(name, 23)
+    training = Training(store).run(3)
+    store.resize(31)
+    store.update(np.arange(31), np.ones(31), origin="reference", **seen_of(store.policy, 31, 7))
+    if name == "given":
+        store.set_priorities(np.arange(23, 31), np.ones(8))
+    grown = Training(store)
+    grown.loader.set_epoch(3)
+    grown.run(EPOCHS, begin=3)
+    assert {i for _, batch, _ in grown.batches for i in batch} - set(range(23)) or store.policy.name == "group_dro"
+    assert len(training.batches) >= 3
+
+
+def trained_on_ranks(rank, ranks, name):
+    training = Training(new(name, 48), batch=8 // ranks)
+    training.run(4)
+    return [(epoch, batch) for epoch, batch, _ in training.batches], state_of(training.loader.store)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_train_as_one_where_batches_divide(name):
+    alone = trained_on_ranks(0, 1, name)
+    found = on_ranks(2, trained_on_ranks, 2, name)
+    if not new(name, 1).policy.observes:  # nothing is gathered, because nothing is learnt
+        assert [e for e, _ in found[0][0]] == [e for e, _ in found[1][0]]
+        return
+    assert found[0][1] == found[1][1]
+    if all(len(batch) == 8 for _, batch in alone[0]):  # no epoch was padded to divide
+        assert found[0][1] == alone[1]
+        assert [e for e, _ in found[0][0]] == [e for e, _ in alone[0]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_without_a_batch_size_draws_from_it(name):
+    sampler = PrioritySampler(new(name, 23), seed=1)
+    for _ in range(3):
+        drawn = list(sampler)
+        assert set(drawn) <= set(range(23))
+        sampler.skip(len(drawn))
+
+
+# The table, and one's own.
+
+
+def test_every_method_says_what_it_is():
+    found = methods.rows()
+    assert {row.name for row in found} >= set(NAMES)
+    for row in found:
+        if " " in row.name:
+            continue
+        assert row.source or row.name in ("uniform", "given"), row.name
+        assert set(row.acts.split(", ")) <= {"epoch", "draw", "weight", "backprop"}, row.name
+        assert row.acts
+        assert row.forwards
+        assert row.nbytes is not None
+        if issubclass(row.of, Policy):
+            made = row.of(**row.of.example)
+            small, large = (ScoreStore(n, made, epochs=3) for n in (1 << 16, 1 << 17))
+            columns = [sum(c.nbytes for k, c in s.columns.items() if k != "seen") for s in (small, large)]
+            assert (columns[1] - columns[0]) / (1 << 16) == row.nbytes, row.name
+
+
+def test_the_page_of_methods_is_what_the_docstrings_say(request):
+    own = {name: of for name, of in registered().items() if " " in name}
+    page = (request.config.rootpath / "docs" / "methods.md").read_text()
+    made = [line for line in (methods.page() + "\n").splitlines() if not any(f"`{name}`" in line for name in own)]
+    missing = [line for line in page.splitlines() if line not in made]
+    assert not missing, "docs/methods.md is not what `fastprio methods --markdown` prints"
+    for name in NAMES:
+        assert f"`{name}`, a policy: " in page
+
+
+@pytest.mark.parametrize("arguments", [[], ["--markdown"]])
+def test_the_command_prints_every_method(arguments, capsys):
+    assert cli.main(["methods", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}" in out for name in NAMES)
+
+
+class Halves(Policy):
+    """Trains on the half with the larger margins.
+
+    Source: a test; nothing else.
+    """
+
+    columns = {"margin": "float32"}  # noqa: RUF012
+    requires = ("p_label",)
+    acts = "epoch"
+
+    def __init__(self, share=0.5):
+        self.share = share
+
+    def observe(self, columns, indices, obs, clock, rng):
+        columns["margin"][indices] = obs.p_label
+
+    def plan(self, store, clock, rng):
+        order = np.argsort(store.column("margin"), kind="stable")
+        codes = np.ones(len(store), np.uint8)
+        codes[order[: int(self.share * len(store) / 2)]] = 0
+        return Plan(codes)
+
+
+register("halves of the test")(Halves)
+
+
+def test_ones_own_policy_works_wherever_a_built_in_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find("halves of the test") is Halves
+    loader = PriorityLoader(range(30), 8, policy="halves of the test", epochs=2)
+    for batch in loader:
+        loader.step(torch.ones(len(batch)), p_label=batch / 30)
+    loader.store.save("store")
+    assert ScoreStore.load("store").policy.share == 0.5
+    assert cli.main(["methods"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("halves of the test"))
+    assert "Halves" in line
+    assert "a test" in line
+    assert "4 B" in line
+    demo = ["demo", "--data", "digits", "--examples", "200", "--epochs", "2", "--batch-size", "40"]
+    assert cli.main([*demo, "--policy", "halves of the test"]) == 0
+    assert "halves of the test" in capsys.readouterr().out
+    assert cli.main([*demo, "--policy", f"{__name__}:Halves"]) == 0
+
+
+def test_a_policy_is_found_by_module_and_class():
+    assert type(make("fastprio.policies.seta:SeTa", ratio=0.2)).name == "seta"
+    for bad, message in {
+        "fastprio.policies.seta:Nothing": "Nothing",
+        "no.such.module:Policy": "No module named",
+        "fastprio.policies.base:Clock": "expected a class derived from Policy",
+        "nothing": "expected a Policy, 'package.module:Class', or one of .*seta",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            make(bad)
+
+
+def test_a_method_without_defaults_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"it has no defaults for keep=; make it yourself, RandomSubset\(keep=\.\.\.\)"):
+        make("random_subset")

@@ -162,7 +162,8 @@ class Selector:
         Raises: TypeError, ValueError: batches or losses of another form. RuntimeError: ranks whose loaders differ in
             length.
         """
-        store = loader.store if all(hasattr(loader, name) for name in ("store", "record", "skip")) else None  # type: ignore[attr-defined]
+        tells = all(hasattr(loader, name) for name in ("store", "record", "skip"))
+        store = getattr(loader, "store", None) if tells else None
         if store is not None:
             clock = store.clock if clock is None else clock
             columns = store.columns if columns is None else columns

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import P_FAIL, generator, p_value, volume
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
 from fastprio import PriorityLoader, ScoreStore
@@ -465,22 +467,65 @@ def test_a_loader_by_priority_is_told_the_mean_of_both_losses():
         list(selector.batches([torch.arange(10)], lambda batch: batch.float()))
 
 
-# On a GPU.
+# What a step costs.
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do: all, those that wait for a device, and the largest result."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.waits = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.count += 1
+        masked = function is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1])
+        named = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        self.waits += masked or str(function).split(".")[1] in named
+        self.largest = max([self.largest, *(f.numel() for f in tree_leaves(found) if isinstance(f, torch.Tensor))])
+        return found
+
+
+SELECTORS = {
+    "selective_backprop": lambda: SelectiveBackprop(16, accept_all_epochs=0),
+    "variance_reduction": lambda: VarianceReduction(16),
+    "top_loss": lambda: TopLoss(16),
+    "reducible_loss": lambda: ReducibleLoss(16),
+    "small_loss": lambda: SmallLoss(16, 0.2, over=0),
+    "co_teaching": lambda: CoTeaching(16, 0.2, over=0),
+}
+
+
+def call_counted(name, n, device="cpu"):
+    selector = SELECTORS[name]()
+    losses = torch.rand((2, n) if name == "co_teaching" else n, device=device)
+    more = {"columns": {"irreducible": np.zeros(n, np.float32)}, "indices": np.arange(n)}
+    for step in range(20):
+        call(selector, losses, step, **more)
+    with Operations() as operations:
+        call(selector, losses, 20, **more)
+    return operations
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_step_asks_the_device_equally_often_for_any_batch_and_waits_for_nothing(name):
+    few, many = call_counted(name, 32), call_counted(name, 512)
+    assert few.count == many.count > 0
+    # The tau of the step before, which is on the host by then.
+    assert few.waits == many.waits == (name == "variance_reduction")
+
+
+def test_selective_backprop_does_not_compare_every_loss_with_every_one_remembered():
+    assert call_counted("selective_backprop", 256).largest <= 1024 + 256
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("make", [
-    lambda: SelectiveBackprop(16, accept_all_epochs=0), lambda: VarianceReduction(16), lambda: TopLoss(16),
-    lambda: SmallLoss(16, 0.2, over=0),
-])  # fmt: skip
-def test_nothing_waits_for_the_device(make):
-    selector, losses = make(), torch.rand(48, device="cuda")
-    call(selector, losses)
-    torch.cuda.synchronize()
+@pytest.mark.parametrize("name", SELECTORS)
+def test_nothing_waits_for_a_gpu(name):
+    torch.rand(1, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for step in range(3):
-            selection = call(selector, losses, step + 1)
+        call_counted(name, 48, "cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert selection.positions.is_cuda

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import P_FAIL, generator, p_value, volume
+from loader_helpers import Correct
 from scipy.stats import binom, hypergeom
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -445,6 +446,15 @@ def test_a_loader_by_priority_is_told_of_batches_that_were_not_scored():
     loader.flush()
     assert sorted(scored) == np.flatnonzero(loader.store.seen()).tolist()
     assert len(scored) == 36
+
+
+def test_observations_beside_the_scores_reach_the_loaders_policy():
+    loader = PriorityLoader(TensorDataset(torch.arange(60).float()), 12, policy=Correct(), seed=1)
+    for _ in TopHalf(5).batches(loader, lambda batch: (losses_of(batch), {"correct": batch[0] % 2})):
+        pass
+    loader.flush()
+    assert loader.store.column("correct").tolist() == [k % 2 for k in range(60)]
+    assert loader.store.priorities.tolist() == losses_of_all(60)
 
 
 def test_batches_in_any_order_carry_their_indices():

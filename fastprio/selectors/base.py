@@ -123,7 +123,7 @@ class Selector:
     def batches(
         self,
         loader: Iterable[Any],
-        score: Callable[[Any], torch.Tensor],
+        score: Callable[[Any], Any],
         *,
         clock: Clock | None = None,
         columns: Any = None,
@@ -144,7 +144,8 @@ class Selector:
                 PriorityLoader (any object with ``record``, ``skip`` and ``store``) is told of every batch: its scores,
                 or that it was not scored. Its own importance weights are not applied. Another loader that draws from a
                 store is told by ``score``.
-            score: batch -> losses [n]; called without gradients, and puts the model's mode right by itself.
+            score: batch -> losses [n], or (losses, {name: observation [n]}) for a loader whose policy needs more. It is
+                called without gradients, and puts the model's mode right by itself.
             clock: epoch and progress; by default the store's, or else the epoch is how many times ``batches`` was
                 gone through before. The selector's own clock counts the batches it has seen as its step.
             columns, indices: for selectors that read columns: those of a store, and batch -> indices int64 [n]. By
@@ -226,7 +227,7 @@ class Selector:
         loader: Any,
         store: Any,
         batch: Any,
-        score: Callable[[Any], torch.Tensor],
+        score: Callable[[Any], Any],
         now: Clock,
         seed: int,
         columns: Any,
@@ -239,12 +240,13 @@ class Selector:
                 loader.skip(**given)
             return None
         with torch.no_grad():
-            losses = score(batch)
+            found = score(batch)
+        losses, observations = found if isinstance(found, tuple) else (found, {})
         _check("score", losses, (n,) if self.networks == 1 else (self.networks, n))
         at = given.get("indices")
         if store is not None:
             at = loader.indices if at is None else at
-            loader.record(losses if self.networks == 1 else losses.mean(0), **given)
+            loader.record(losses if self.networks == 1 else losses.mean(0), **given, **observations)
         rng = Rng(seed, now.epoch, now.step, "select")
         return self(losses, indices=at, columns=columns, clock=now, rng=rng)
 

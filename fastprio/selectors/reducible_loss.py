@@ -32,6 +32,7 @@ class ReducibleLoss(TopLoss):
         seed: in [0, 2^64); nothing is drawn here.
 
     Cost: 4 bytes an example.
+
     Source: Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
     ICML 2022; its code takes 32 of pools of 320.
     """

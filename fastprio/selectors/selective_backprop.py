@@ -44,6 +44,7 @@ class SelectiveBackprop(Selector):
                 ...
 
     Cost: each loss is found in O(log history).
+
     Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", arXiv 1910.00762; defaults
     and order of operations from its code, where least_chance is sampling_min. history=None is not in it. Known to fail
     on noisy labels: arXiv 2107.07741.

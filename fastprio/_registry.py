@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -17,6 +18,12 @@ class Method(Protocol):
 
 
 M = TypeVar("M", bound=Method)
+
+
+def arguments_of(method: Any) -> dict[str, Any]:
+    """The arguments that an object was made with, which it keeps as attributes of the same names."""
+    parameters = list(inspect.signature(type(method).__init__).parameters.values())[1:]
+    return {p.name: getattr(method, p.name) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 class Registry(Generic[M]):

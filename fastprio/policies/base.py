@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastprio._registry import Registry
+from fastprio._registry import Registry, arguments_of
 from fastprio.policies.observations import KNOWN
 
 if TYPE_CHECKING:
@@ -165,8 +164,7 @@ class Policy:
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values."""
-        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
-        return {p.name: getattr(self, p.name) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        return arguments_of(self)
 
 
 _registry: Registry[Policy] = Registry("policy", Policy)

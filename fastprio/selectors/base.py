@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fastprio import _core
+from fastprio._arrays import integer
 from fastprio._random import Rng
+from fastprio._registry import Registry, arguments_of
 from fastprio.policies.base import Clock
+from fastprio.ranks import place_in
+from fastprio.selectors.pool import OnItsWay
+from fastprio.selectors.queue import Part, Queue, apply, length_of
+from fastprio.selectors.together import Together
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from fastprio.selectors.queue import Rows
 
 
 @dataclass
@@ -30,17 +43,50 @@ class Selector:
     """Base of all selectors. Everything stays on the losses' device, and nothing waits for it.
 
     ``columns`` names what the selector reads of each example in a store (``ScoreStore(columns=selector.columns)``);
-    ``batch_size`` is the size of the batches that ``batches`` yields.
+    ``batch_size`` is the size of the batches that ``batches`` yields. ``state`` holds tensors and plain values that
+    are saved. Every constructor argument is kept as an attribute of the same name.
     """
+
+    name: ClassVar[str] = ""
+    example: ClassVar[Mapping[str, Any]] = {"batch_size": 32}
+    """Values for the arguments that have no default, with which tables and checks make one."""
+    acts: ClassVar[str] = "backprop"
+    """Where the method decides, for the table of methods."""
+    forwards: ClassVar[str] = "every batch"
+    """Which forward passes it needs beside those of training, for the table of methods."""
+    networks: ClassVar[int] = 1
+    """How many networks are trained: with more than one, ``score`` returns losses [networks, n]."""
 
     columns: Mapping[str, str | tuple[str, int]] = {}
 
+    state: dict[str, Any]
+    steps: int
+    """Batches of the loader seen so far."""
+    passes: int
+    """How often ``batches`` has come to its end, or was left."""
+    pool: int
+    """Examples in the loader's batch that is being decided on."""
+    weights: torch.Tensor | None
+    """float32 [batch_size], those of the batch just yielded; None: all one."""
+    _yielded: Part | None
+    _clock: Clock
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Gives every selector its own empty ``state``."""
+        self = super().__new__(cls)
+        self.state, self.weights, self._yielded = {}, None, None
+        self.steps = self.passes = self.pool = 0
+        return self
+
     def __init__(self, batch_size: int, seed: int = 0) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: expected batch_size >= 1")
-        self.batch_size, self.seed = batch_size, seed
-        self.steps = 0  # batches seen
-        self.state: dict[str, Any] = {}
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.seed = integer("seed", seed, 0, (1 << 64) - 1)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    # What a method defines.
 
     def needs_scores(self, clock: Clock) -> bool:
         """Whether this step needs the scoring pass. Decided on the host, from what the host knows."""
@@ -52,156 +98,224 @@ class Selector:
         """Chooses from a batch.
 
         Args:
-            losses: floating [n]. indices: int64 [n], the examples; columns: the store's, by name: for selectors that
-                compare with what is remembered.
+            losses: floating [n] (or [networks, n]). indices: int64 [n], the examples; columns: the store's, by name:
+                for selectors that compare with what is remembered.
         """
         raise TypeError(f"{type(self).__name__} does not say how it selects: override __call__")
 
-    def observe(self, losses: torch.Tensor, *, indices: Any = None, clock: Clock) -> None:
-        """For the training loop to call: the training losses of a batch that was yielded without having been scored."""
+    def observe(self, losses: torch.Tensor, *, clock: Clock) -> None:
+        """Told by ``mean``: the training losses [b] of a batch that was yielded without having been scored."""
+
+    def choose(self, batch: Any, rows: Rows | None) -> Any:
+        """What of a loader's batch is trained on. rows: device -> positions there; None: all of it."""
+        return batch if rows is None else apply(batch, lambda tensor: tensor[rows(tensor.device)])
+
+    @property
+    def shared(self) -> float:
+        """What several ranks are to decide by together; ``agree`` is told its mean over them, a step late."""
+        return 0.0
+
+    def agree(self, mean: float) -> None:
+        """Told at every step where there are several ranks: the mean of their ``shared``, the same on all of them."""
+
+    # The loop.
 
     def batches(
         self,
         loader: Iterable[Any],
-        score: Callable[[Any], torch.Tensor],
-        clock: Clock,
+        score: Callable[[Any], Any],
         *,
+        clock: Clock | None = None,
         columns: Any = None,
         indices: Callable[[Any], Any] | None = None,
-        on_scores: Callable[[torch.Tensor], None] | None = None,
-        on_unscored: Callable[[], None] | None = None,
-    ) -> Iterator[tuple[Any, torch.Tensor | None]]:
-        """The whole loop of a selector: forwards every batch, gathers what is chosen, yields full batches.
+        process_group: Any = None,
+    ) -> Iterator[Any]:
+        """Forwards every batch of a loader, gathers what is chosen, and yields full batches of the same structure.
+
+        ::
+
+            for x, y in selector.batches(loader, score):  # score(batch): its losses [n]
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                loss = selector.mean(losses)
+                ...
 
         Args:
-            loader: yields batches: a tensor, or a tuple, list or dict of tensors with one first dimension.
-            score: batch -> losses [n]; called without gradients, and puts the model's mode right by itself.
-            clock: a ``fastprio.policies.Clock`` with epoch and progress, kept by the loop (or a store's ``clock``). The
-                selector's own has these, and the number of batches it has seen as its step.
-            columns, indices: for selectors that read columns: those of the store, and batch -> indices int64 [n].
-            on_scores: told every scored batch's losses (such as ``sampler.record``).
-            on_unscored: called for every batch that needed no scores (such as ``sampler.skip``).
+            loader: yields batches: a tensor, or a tuple, list or dict of tensors with one row for each example. A
+                PriorityLoader (any object with ``record``, ``skip`` and ``store``) is told of every batch: its scores,
+                or that it was not scored. Its own importance weights are not applied. Another loader that draws from a
+                store is told by ``score``.
+            score: batch -> losses [n], or (losses, {name: observation [n]}) for a loader whose policy needs more. It is
+                called without gradients, and puts the model's mode right by itself.
+            clock: epoch and progress; by default the store's, or else the epoch is how many times ``batches`` was
+                gone through before. The selector's own clock counts the batches it has seen as its step.
+            columns, indices: for selectors that read columns: those of a store, and batch -> indices int64 [n]. By
+                default those of the loader's store, and ``loader.indices``.
+            process_group: where there are several ranks; by default torch's default group, if there is one.
 
-        Yields: (batch of ``batch_size`` examples, weights float32 [batch_size] or None); the last one may be smaller.
-        Train on it as on any batch. Accepted counts are read one step late, so no step waits for the device.
+        Yields: batches of ``batch_size`` examples; the last one may be smaller. What a fixed number is chosen of comes at
+            once. What is accepted by chance comes one step late, so that no step waits for the device to say how much it
+            is; and so does what has to be gathered on the host by losses that are on a device.
+
+        With several ranks all of them yield equally many batches: a batch comes when every rank has a full one, which
+        is known a step late; in the end, where the last ones may be smaller, as many as the rank with the fewest can
+        make, and the rest is dropped. Each has its own random numbers, and its own history. ``score`` is to call the
+        model itself, not DDP around it. One collective a step.
+
+        Raises: TypeError, ValueError: batches or losses of another form. RuntimeError: ranks whose loaders differ in
+            length.
         """
-        queue = _Queue(self.batch_size)
-        for batch in loader:
-            now = Clock(clock.epoch, self.steps, clock.progress)
-            if self.needs_scores(now):
-                with torch.no_grad():
-                    losses = score(batch)
-                if on_scores is not None:
-                    on_scores(losses)
-                rng = Rng(self.seed, now.epoch, now.step, "select")
-                at = indices(batch) if indices is not None else None
-                queue.push(batch, self(losses, indices=at, columns=columns, clock=now, rng=rng))
-            else:
-                if on_unscored is not None:
-                    on_unscored()
-                queue.push(batch, None)
-            self.steps += 1
-            yield from queue.full()
-        queue.settle()
-        yield from queue.full()
-        yield from queue.rest()
+        tells = all(hasattr(loader, name) for name in ("store", "record", "skip"))
+        store = getattr(loader, "store", None) if tells else None
+        if store is not None:
+            clock = store.clock if clock is None else clock
+            columns = store.columns if columns is None else columns
+        clock = Clock(self.passes) if clock is None else clock
+        rank, ranks = place_in(process_group)
+        # Ranks that were given the same seed are to choose by chances of their own.
+        seed = self.seed if ranks == 1 else _core.word(self.seed, rank, _core.Purpose.shard, 1, 0)
+        together = Together(process_group) if ranks > 1 else None
+        queue, made = Queue(self.choose), 0
+        try:
+            for batch in loader:
+                now = Clock(clock.epoch, self.steps, clock.progress)
+                queue.push(batch, self._select(loader, store, batch, score, now, seed, columns, indices))
+                self.steps += 1
+                ready = queue.length // self.batch_size
+                if together is not None:
+                    found = together.step(made + ready, self.shared)
+                    ready = 0 if found is None else found[0] - made
+                    if found is not None:
+                        self.agree(found[1])
+                made += ready
+                for _ in range(ready):
+                    yield self._show(queue.take(self.batch_size), now)
+            queue.settle()
+            ready = -(-queue.length // self.batch_size)
+            if together is not None:
+                fewest, mean = together.end(made + ready, self.shared)
+                ready = fewest - made
+                self.agree(mean)
+            for _ in range(ready):
+                yield self._show(queue.take(min(self.batch_size, queue.length)), now)
+        finally:
+            self.passes += 1
+            self._yielded = self.weights = None
+
+    def mean(self, losses: torch.Tensor, *, scores: torch.Tensor | None = None) -> torch.Tensor:
+        """mean(weight * loss) over the batch just yielded, with the losses' graph.
+
+        Args:
+            losses: floating [b] of the training pass.
+            scores: [b], for a selector that goes by something else than losses; used for batches that were not scored.
+
+        Raises: RuntimeError where no batch was yielded. TypeError, ValueError: losses of another form.
+        """
+        part = self._yielded
+        if part is None:
+            raise RuntimeError("mean: no batch has been yielded; call it within the loop over batches()")
+        _check("losses", losses, (part.length,))
+        if scores is not None:
+            _check("scores", scores, (part.length,))
+        if part.unscored:
+            self.observe((losses if scores is None else scores).detach(), clock=self._clock)
+            part.unscored = False  # once
+        if part.weights is None:
+            return losses.mean()
+        return (losses * part.weights.to(losses.device, non_blocking=True)).mean()
+
+    def _select(
+        self,
+        loader: Any,
+        store: Any,
+        batch: Any,
+        score: Callable[[Any], Any],
+        now: Clock,
+        seed: int,
+        columns: Any,
+        indices: Callable[[Any], Any] | None,
+    ) -> Selection | None:
+        n = self.pool = length_of(batch)
+        given = {} if indices is None else {"indices": indices(batch)}
+        if not self.needs_scores(now):
+            if store is not None:
+                loader.skip(**given)
+            return None
+        with torch.no_grad():
+            found = score(batch)
+        losses, observations = found if isinstance(found, tuple) else (found, {})
+        _check("score", losses, (n,) if self.networks == 1 else (self.networks, n))
+        at = given.get("indices")
+        if store is not None:
+            at = loader.indices if at is None else at
+            loader.record(losses if self.networks == 1 else losses.mean(0), **given, **observations)
+        rng = Rng(seed, now.epoch, now.step, "select")
+        return self(losses, indices=at, columns=columns, clock=now, rng=rng)
+
+    def _show(self, part: Part, now: Clock) -> Any:
+        self._yielded, self.weights, self._clock = part, part.weights, now
+        return part.batch
+
+    # Saving, and going on.
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values."""
+        return arguments_of(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on: ``state`` and the counts, as tensors on the host and plain values.
+
+        Examples that have been chosen and not yet yielded are not part of it: a run that goes on begins with the
+        loader's next batch.
+        """
+        return {
+            "selector": self._whose(),
+            "config": self.config(),
+            "steps": self.steps,
+            "passes": self.passes,
+            "state": {name: _copied(value) for name, value in self.state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave. ValueError, and nothing changed, if it is not of a selector like this one."""
+        here = self.state_dict()
+        if set(state) != set(here):
+            raise ValueError(f"state: expected {', '.join(here)}, got {', '.join(map(str, state))}")
+        for what in ("selector", "config"):
+            if state[what] != here[what]:
+                raise ValueError(f"the state's {what} is {state[what]!r}, this one's is {here[what]!r}")
+        theirs = state["state"]
+        if _kinds(theirs) != _kinds(here["state"]):
+            raise ValueError(f"state: expected {_kinds(here['state'])}, got {_kinds(theirs)}")
+        steps, passes = integer("steps", state["steps"], 0), integer("passes", state["passes"], 0)
+        self.steps, self.passes = steps, passes
+        self.state = {name: _copied(value) for name, value in theirs.items()}
+
+    def _whose(self) -> str:
+        return self.name or f"{type(self).__module__}:{type(self).__qualname__}"
 
 
-@dataclass
-class _Waiting:
-    batch: Any
-    selection: Selection | None
-    count: torch.Tensor | None  # on the host, or on its way there
-    event: Any
+_registry: Registry[Selector] = Registry("selector", Selector)
+register = _registry.register
+"""Class decorator: gives a selector its name."""
+find = _registry.find
+make = _registry.make
+registered = _registry.registered
 
 
-class _Queue:
-    """Gathers chosen examples into full batches. The newest batch waits until its count has arrived."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._waiting: _Waiting | None = None
-        self._parts: list[tuple[Any, torch.Tensor | None]] = []
-        self._length = 0
-
-    def push(self, batch: Any, selection: Selection | None) -> None:
-        """Takes a batch in; its chosen examples come out after the next one."""
-        self.settle()
-        count, event = None, None
-        if selection is not None and selection.count is not None:
-            count = selection.count
-            if count.is_cuda:
-                count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-        self._waiting = _Waiting(batch, selection, count, event)
-
-    def settle(self) -> None:
-        """Takes the waiting batch's chosen examples in."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
-        if waiting.selection is None:
-            self._add(waiting.batch, None, _length(waiting.batch))
-            return
-        if waiting.event is not None:
-            waiting.event.synchronize()
-        positions, weights = waiting.selection.positions, waiting.selection.weights
-        if waiting.count is not None:
-            n = int(waiting.count)
-            positions, weights = positions[:n], None if weights is None else weights[:n]
-        if len(positions):
-            self._add(_gather(waiting.batch, lambda t: t[positions.to(t.device)]), weights, len(positions))
-
-    def _add(self, batch: Any, weights: torch.Tensor | None, n: int) -> None:
-        self._parts.append((batch, weights))
-        self._length += n
-
-    def full(self) -> Iterator[tuple[Any, torch.Tensor | None]]:
-        """What there is of full batches."""
-        b = self.batch_size
-        while self._length >= b:
-            (batch, weights), left = self._join(), self._length - b
-            self._parts, self._length = [], 0
-            if left:
-                self._add(_gather(batch, lambda t: t[b:]), None if weights is None else weights[b:], left)
-            yield _gather(batch, lambda t: t[:b]), None if weights is None else weights[:b]
-
-    def rest(self) -> Iterator[tuple[Any, torch.Tensor | None]]:
-        """The last batch, which is not full."""
-        if self._length:
-            yield self._join()
-            self._parts, self._length = [], 0
-
-    def _join(self) -> tuple[Any, torch.Tensor | None]:
-        batches, weights = [batch for batch, _ in self._parts], [w for _, w in self._parts]
-        if all(w is None for w in weights):
-            return _concatenate(batches), None
-        device = next(w.device for w in weights if w is not None)
-        filled = [torch.ones(_length(b), device=device) if w is None else w for b, w in self._parts]
-        return _concatenate(batches), torch.cat(filled)
+def _check(what: str, losses: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
+        kind = losses.dtype if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise TypeError(f"{what}: expected a floating tensor, one loss for each example of the batch, got {kind}")
+    if losses.shape != shape:
+        raise ValueError(
+            f"{what}: expected shape {list(shape)}, one loss for each example of the batch, got {list(losses.shape)}"
+        )
 
 
-def _gather(batch: Any, take: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return take(batch)
-    if isinstance(batch, Mapping):
-        return {name: _gather(value, take) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(_gather(value, take) for value in batch)
-    raise TypeError(f"batch: expected tensors in tuples, lists or dicts, got {type(batch).__name__}")
+def _copied(value: Any) -> Any:
+    value = value.read() if isinstance(value, OnItsWay) else value
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
-def _concatenate(batches: list[Any]) -> Any:
-    first = batches[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(batches) if len(batches) > 1 else first
-    if isinstance(first, Mapping):
-        return {name: _concatenate([batch[name] for batch in batches]) for name in first}
-    return tuple(_concatenate([batch[k] for batch in batches]) for k in range(len(first)))
-
-
-def _length(batch: Any) -> int:
-    if isinstance(batch, torch.Tensor):
-        return len(batch)
-    return _length(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
+def _kinds(state: Mapping[str, Any]) -> dict[str, str]:
+    return {k: f"{v.dtype}, {v.ndim}-d" if isinstance(v, torch.Tensor) else "plain" for k, v in state.items()}

@@ -4,49 +4,71 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastprio._random import Rng
+from fastprio.policies import primitives
 from fastprio.policies.base import Clock
-from fastprio.selectors.base import Selection, Selector
+from fastprio.selectors.base import Selection, Selector, register
+
+MOST = 1 << 16
+"""Above so many losses in a store, the table has this many quantiles of them: shares are right to 1 / MOST."""
 
 
+@register("selective_backprop")
 class SelectiveBackprop(Selector):
-    """Accepts example i with probability P_i = (share of the last ``history`` losses below loss_i) ^ beta.
+    """Accepts example i with probability P_i = max(least_chance, (share of remembered losses below loss_i) ^ beta).
 
-    A batch's losses enter the history before they are compared with it. Accepted examples queue up and are trained
-    on in full batches, with weight 1. The first epochs accept everything and do not enter the history. A loss that is
-    not finite is not accepted.
+    Remembered are the last ``history`` losses that were forwarded; a batch's own enter before they are compared. Or,
+    with history=None, the losses of all examples seen, in the store's column "loss", as they were at the epoch's start.
+    Accepted examples queue up and are trained on in full batches, with weight 1. The first epochs accept everything
+    and do not enter the history. A loss that is not finite is not accepted. The smallest loss remembered has
+    probability ``least_chance``, unless beta is 0. Where nothing is remembered in the store, everything is accepted.
 
     Args:
         batch_size: of the batches that are trained on.
         beta: >= 0. About 1 / (beta + 1) of the examples are accepted: 1 for 50 %, 2 for 33 %, 3 for 25 %.
-        history: how many losses are remembered, over all examples.
+        history: how many losses are remembered, over all examples; None: one for each, in a store whose policy keeps
+            a column "loss" (4 bytes an example). They are sorted once an epoch into at most 65536 quantiles.
         accept_all_epochs: epochs that accept everything.
+        least_chance: in [0, 1].
         seed: in [0, 2^64).
 
     ::
 
         selector = SelectiveBackprop(128, beta=1.0)
         for epoch in range(epochs):
-            clock = fastprio.policies.Clock(epoch)
-            for (x, y), _ in selector.batches(loader, losses_of, clock):  # losses_of(batch): [n]
-                ...  # train on x, y: 128 accepted examples
+            for x, y in selector.batches(loader, losses_of):  # losses_of(batch): [n]
+                loss = selector.mean(F.cross_entropy(model(x), y, reduction="none"))
+                ...
+
+    Cost: each loss is found in O(log history).
 
     Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", arXiv 1910.00762; defaults
-    and order of operations from its code. Known to fail on noisy labels: arXiv 2107.07741.
+    and order of operations from its code, where least_chance is sampling_min. history=None is not in it. Known to fail
+    on noisy labels: arXiv 2107.07741.
     """
 
     def __init__(
-        self, batch_size: int, beta: float = 3.0, history: int = 1024, accept_all_epochs: int = 1, seed: int = 0
+        self,
+        batch_size: int,
+        beta: float = 3.0,
+        history: int | None = 1024,
+        accept_all_epochs: int = 1,
+        least_chance: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
         if not beta >= 0:
             raise ValueError(f"beta = {beta}: expected beta >= 0")
-        if history < 1:
-            raise ValueError(f"history = {history}: expected history >= 1")
+        if history is not None and history < 1:
+            raise ValueError(f"history = {history}: expected history >= 1, or None")
+        if not 0 <= least_chance <= 1:
+            raise ValueError(f"least_chance = {least_chance}: expected 0 <= least_chance <= 1")
         self.beta, self.history, self.accept_all_epochs = beta, history, accept_all_epochs
-        self.state = {"losses": torch.empty(0)}
+        self.least_chance = least_chance
+        self.state = {"losses": torch.empty(0), "epoch": -1}  # of history=None: sorted, as of which epoch
 
     def __call__(
         self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock, rng: Rng
@@ -56,12 +78,36 @@ class SelectiveBackprop(Selector):
         if clock.epoch < self.accept_all_epochs:
             return Selection(torch.arange(n, device=device))
         mine = losses.detach().float()
-        recent = torch.cat([self.state["losses"].to(device), mine])[-self.history :]
-        self.state["losses"] = recent
-        below = torch.searchsorted(recent.sort().values, mine)  # strictly below
-        chance = (below.double() / len(recent)) ** self.beta
-        accepted = torch.from_numpy(rng.random(n)).to(device, non_blocking=True) < chance
+        remembered = self._of_store(columns, clock, device) if self.history is None else self._last(mine)
+        if not len(remembered):
+            return Selection(torch.arange(n, device=device))
+        below = torch.searchsorted(remembered, mine)  # strictly below
+        u = torch.from_numpy(rng.random(n)).to(device, non_blocking=True)
+        accepted = primitives.accepted(below.double() / len(remembered), self.beta, u) | (u < self.least_chance)
         accepted &= torch.isfinite(mine)
         # Sorting brings the accepted to the front, in order, without asking the device how many they are.
         positions = torch.sort(accepted.to(torch.uint8), descending=True, stable=True).indices
         return Selection(positions, count=accepted.sum())
+
+    def _last(self, mine: torch.Tensor) -> torch.Tensor:
+        recent = torch.cat([self.state["losses"].to(mine.device), mine])[-(self.history or 0) :]
+        self.state["losses"] = recent
+        return recent.sort().values
+
+    def _of_store(self, columns: Any, clock: Clock, device: torch.device) -> torch.Tensor:
+        if columns is None or "loss" not in columns:
+            raise ValueError("history = None: expected a store with a column 'loss', such as that of policy 'loss'")
+        if self.state["epoch"] != clock.epoch:
+            loss = columns["loss"]
+            seen = np.unpackbits(columns["seen"], count=len(loss), bitorder="little").view(bool)
+            self.state["losses"] = torch.from_numpy(_quantiles(np.sort(loss[seen])))
+            self.state["epoch"] = clock.epoch
+        self.state["losses"] = self.state["losses"].to(device)
+        table: torch.Tensor = self.state["losses"]
+        return table
+
+
+def _quantiles(ordered: Any) -> Any:
+    """float32 [at most MOST]: of each of as many equal parts the one in the middle."""
+    n = len(ordered)
+    return ordered if n <= MOST else ordered[(2 * np.arange(MOST) + 1) * n // (2 * MOST)]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class OrderDP(Policy):
     """Each epoch takes a uniform pool of floor(pool * N) examples, of which the share ``keep`` of largest last loss.
 
-    floor(keep * floor(pool * N)) examples are trained on, at least one. No weights, no annealing: the mean over the kept is an unbiased
-    estimate not of the mean loss, but of one that favours large losses, so noise in the labels is favoured too.
+    floor(keep * floor(pool * N)) examples are trained on, at least one. No weights, no annealing: the mean over them is
+    an unbiased estimate not of the mean loss but of one that favours large losses, and so wrong labels.
 
     Args:
         pool: share of the examples in an epoch's pool, in (0, 1].

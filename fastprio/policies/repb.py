@@ -81,7 +81,8 @@ class RePB(Policy):
             twice counts by its last loss. A window that an epoch's end cuts is decided by what it has.
 
     Losses from training alone decide. An example never scored is in every set; one that a store had not at first
-    counts as in the set in all epochs before it came. One of the set whose loss does not come stays in it. If nobody is left, all are. Epochs: up to 65,535.
+    counts as in the set in all epochs before it came. One of the set whose loss does not come stays in it. If nobody
+    is left, all are. Epochs: up to 65,535.
 
     Cost: 2 bytes and 2 bits an example; 10 bytes and 3 bits with a window above 1.
 

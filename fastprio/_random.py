@@ -41,10 +41,18 @@ class Rng:
 
     def choose(self, n: int, count: int) -> Int64:
         """int64 [min(count, n)]: different integers of [0, n), in random order. n is in [1, 2^32]."""
+        return self.permutation(n, 0, count)
+
+    def permutation(self, n: int, begin: int, count: int) -> Int64:
+        """int64 [min(count, n - begin)]: what stands from ``begin`` on in a random order of [0, n).
+
+        n is in [1, 2^32], begin in [0, n]. The same numbers (the first call of objects made alike) give parts of the
+        same order.
+        """
         if n <= 1 << 16:  # of the permutations of few, a keyed one reaches too few; a sort is uniform
-            return np.argsort(self.integers(1 << 62, n), kind="stable")[:count]
+            return np.argsort(self.integers(1 << 62, n), kind="stable")[begin : begin + count]
         key = _core.word(self.seed, self.epoch, _core.Purpose.policy, self._next, 0)
         self._next += 1
-        out = np.empty(min(count, n), np.int64)
-        _core.walk(n, key, self.epoch, _core.Purpose.policy, 0, np.empty(0, np.uint8), out)
+        out = np.empty(min(count, n - begin), np.int64)
+        _core.walk(n, key, self.epoch, _core.Purpose.policy, begin, np.empty(0, np.uint8), out)
         return out

@@ -8,13 +8,12 @@ import numpy as np
 
 from fastprio._kernels import get_bit, kernel, mark, power
 from fastprio.policies.base import Clock, Columns, Observation, Policy, positive_finite, register
+from fastprio.policies.primitives import LEAST, MOST, importance_weights
 from fastprio.policies.schedules import linear, span
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64, Uint8
     from fastprio._random import Rng
-
-LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38  # of float32
 
 
 # Results are written into arrays that the caller makes: handing one back costs a compiled loop more than all its work.
@@ -48,12 +47,6 @@ def _observe(
     for j in range(indices.size):  # a loop of its own: it becomes vector code
         # Whatever is above zero stays drawable, and finite.
         priorities[j] = np.float32(min(max(power(raw[j], alpha), LEAST if raw[j] > 0.0 else 0.0), MOST))
-
-
-@kernel
-def _weights(probabilities: Float64, size: int, beta: float, weights: Float32) -> None:
-    for j in range(probabilities.size):
-        weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
 
 
 @register("loss")
@@ -128,8 +121,4 @@ class LossPower(Policy):
     def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
         """(N P)^-beta."""
         beta = linear(self.beta, clock.progress)
-        if beta == 0:
-            return None
-        weights = np.empty(probabilities.size, np.float32)
-        _weights(probabilities, columns["loss"].size, beta, weights)
-        return weights / weights.max() if self.max_normalize and weights.size else weights
+        return importance_weights(probabilities, columns["loss"].size, beta, self.max_normalize)

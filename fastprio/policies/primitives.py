@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 E = 2.718281828459045
 MIX = 0x7FEB352D, 0x846CA68B
 UNMIX = tuple(pow(m, -1, 1 << 32) for m in MIX)
+LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38
+"""The least float32 above zero, and the largest."""
+ROUNDS = 10_000  # of k-means, which ends long before; a bound because rounding might let it go in circles
 
 
 # Numbers of examples, and codes.
@@ -128,6 +131,49 @@ def shares_below(values: Float32, rng: Rng) -> Float32:
     return shares
 
 
+def unseen_first(values: Float32, seen: Mask) -> Float32:
+    """float32 [n]: the values, with infinity for the examples never scored, so that they count as the largest."""
+    return np.where(seen, values, np.float32(np.inf))
+
+
+@kernel
+def _cluster(values: Float32, sums: Float64, begins: Int64, centres: Float64) -> None:
+    for _ in range(ROUNDS):
+        for g in range(centres.size):
+            size = begins[g + 1] - begins[g]
+            if size > 0:  # a group that has lost all its values keeps its centre
+                centres[g] = (sums[begins[g + 1]] - sums[begins[g]]) / size
+        changed = False
+        for g in range(1, centres.size):
+            border = 0.5 * (centres[g - 1] + centres[g])
+            low, high = begins[g - 1], values.size
+            while low < high:
+                middle = (low + high) // 2
+                if np.float64(values[middle]) < border:
+                    low = middle + 1
+                else:
+                    high = middle
+            changed |= low != begins[g]
+            begins[g] = low
+        if not changed:
+            break
+
+
+def clusters(values: Float32, count: int) -> Int64:
+    """int64 [groups + 1]: where each group of sorted values begins, by k-means, and their number.
+
+    Lloyd's iteration in one dimension, from ``count`` (>= 1) parts of equal size, until no value changes its group; a
+    value half way between two means belongs to the upper one. Equal values are in one group, so there may be fewer
+    groups than ``count``, but at least one. values: not empty. Cost: O(n) once, then O(count log n) a round.
+    """
+    count = min(count, len(values))
+    begins = np.arange(count + 1) * len(values) // count
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, dtype=np.float64, out=sums[1:])
+    _cluster(values, sums, begins, np.zeros(count))
+    return np.unique(begins)
+
+
 # By chance.
 
 
@@ -200,17 +246,34 @@ def distinct(draw: Callable[[int], Int64], law: Callable[[], Float64], n: int, c
     if count > n:
         rounds = [distinct(draw, law, n, min(n, count - begin), rng) for begin in range(0, count, n)]
         return np.concatenate(rounds)
-    if 4 * count > n:
-        # Of exponential clocks with these rates the first to ring are such a sample (Efraimidis and Spirakis 2006).
-        with np.errstate(divide="ignore"):
-            clocks = -np.log1p(-rng.random(n)) / law()
-        return np.argsort(clocks, kind="stable")[:count]
     drawn = np.empty(0, np.int64)
-    while len(drawn) < count:
+    for _ in range(8 if 4 * count <= n else 0):
         drawn = np.concatenate([drawn, draw(2 * (count - len(drawn)))])
         _, first = np.unique(drawn, return_index=True)
         drawn = drawn[np.sort(first)]
-    return drawn[:count]
+        if len(drawn) >= count:
+            return drawn[:count]
+    # Most are drawn, or a few have nearly all the probability. Of exponential clocks with these rates the first to ring
+    # are such a sample (Efraimidis and Spirakis 2006), also of what is left after some draws.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        clocks = -np.log1p(-rng.random(n)) / law()
+    clocks[drawn] = np.nan  # sorted last
+    return np.concatenate([drawn, np.argsort(clocks, kind="stable")[: count - len(drawn)]])
+
+
+@kernel
+def _importance_weights(probabilities: Float64, size: int, beta: float, weights: Float32) -> None:
+    for j in range(probabilities.size):
+        weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
+
+
+def importance_weights(probabilities: Float64, size: int, beta: float, max_normalize: bool) -> Float32 | None:
+    """float32 [n]: (size * P)^-beta, divided by the largest where ``max_normalize``; None for beta = 0: all one."""
+    if beta == 0:
+        return None
+    weights = np.empty(probabilities.size, np.float32)
+    _importance_weights(probabilities, size, beta, weights)
+    return weights / weights.max() if max_normalize and weights.size else weights
 
 
 # By group and by source.

@@ -61,6 +61,7 @@ def between(epoch: float, begin: float, end: float) -> float:
 def annealing(epoch: int, delta: float, epochs: int) -> bool:
     """Whether the share ``delta`` of training is over, so that the rest is plain: epoch + 1 > delta * epochs.
 
-    Epochs count from 0. It holds from some epoch on, also where delta * epochs is no integer.
+    Epochs count from 0. It holds from some epoch on, also where delta * epochs is no integer. A product such as
+    0.29 * 100 may be a little less than it means.
     """
-    return epoch + 1 > delta * epochs
+    return epoch + 1 > delta * epochs + 1e-9

@@ -72,8 +72,9 @@ class ForgettingEvents(FixedSet):
 
     def counts(self, store: ScoreStore) -> Int64:
         """int64 [size]: forgetting events in [0, 65535]; NEVER_LEARNED = 65536 where it was never learned."""
-        learned = unpacked(store.column("ever_correct"), len(store))
-        return np.where(learned, store.column("forgotten"), NEVER_LEARNED).astype(np.int64)
+        counts: Int64 = store.column("forgotten").astype(np.int64)
+        counts[~unpacked(store.column("ever_correct"), len(store))] = NEVER_LEARNED
+        return counts
 
     def chosen(self, store: ScoreStore, rng: Rng) -> Mask:
         """The most often forgotten."""

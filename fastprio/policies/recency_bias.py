@@ -21,22 +21,26 @@ if TYPE_CHECKING:
 
 
 @kernel
-def _certainty(indices: Int64, ring: Any, counts: Uint8, ln: Float64, ln_classes: float, certainty: Float32) -> None:
+def _certainty(indices: Int64, ring: Any, counts: Uint8, classes: int, ln: Float64, certainty: Float32) -> None:
     width = ring.shape[1]
+    ln_classes = ln[width + 1]
+    found = np.zeros(classes, np.uint8)  # of the example's predictions, how many are each class
     for j in range(indices.size):
         i = indices[j]
         if counts[i] < width:
             continue  # zero: the most uncertain
-        # With m of width the number of a label's predictions, the entropy is ln width - sum(ln m) / width, summed over
-        # predictions.
+        for k in range(width):
+            found[ring[i, k]] += 1
         logs = 0.0
-        for a in range(width):
-            m = 0
-            for b in range(width):
-                m += ring[i, a] == ring[i, b]
-            logs += ln[m]
+        for k in range(width):
+            logs += ln[found[ring[i, k]]]
+        for k in range(width):
+            found[ring[i, k]] = 0
+        # The entropy sum(-m / width ln(m / width)) over classes is ln width - sum(ln m) / width over predictions.
         entropy = ln[width] - logs / width
-        certainty[i] = np.float32(min(max(1.0 - entropy / ln_classes, 0.0), 1.0))
+        # First to float32, so that a certainty of nothing, or of a half, is just that.
+        uncertainty = np.float64(np.float32(entropy / ln_classes))
+        certainty[i] = np.float32(min(max(1.0 - uncertainty, 0.0), 1.0))
 
 
 @kernel
@@ -85,9 +89,9 @@ class RecencyBias(Policy):
         self.pressure = span("pressure", pressure, least=1, most=1e30)
         self.begin = integer("begin", begin, 0)
         self.end = integer("end", end, self.begin)
-        # Rounded correctly, so the same on every machine.
-        self._ln = np.array([0.0] + [float(Decimal(m).ln()) for m in range(1, self.window + 1)])
-        self._ln_classes = float(Decimal(self.classes).ln())
+        # The logarithms of 1 to window, and of classes: rounded correctly, so the same on every machine.
+        numbers = [1, *range(1, self.window + 1), self.classes]
+        self._ln = np.array([float(Decimal(number).ln()) for number in numbers])
 
     @property
     def columns(self) -> Mapping[str, str | tuple[str, int]]:  # type: ignore[override]
@@ -115,7 +119,7 @@ class RecencyBias(Policy):
         ring, counts, certainty = columns["ring"], columns["counts"], columns["certainty"]
         fetch(indices, ring, counts, certainty)
         push(ring, counts, indices, obs.prediction)
-        _certainty(indices, ring, counts, self._ln, self._ln_classes, certainty)
+        _certainty(indices, ring, counts, self.classes, self._ln, certainty)
         return self._of(certainty[indices], certainty.size, clock.epoch)
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:

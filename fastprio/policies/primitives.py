@@ -49,6 +49,16 @@ def codes_of(trained: Mask, others: int = OUT) -> Uint8:
     return codes
 
 
+def packed(mask: Mask) -> Uint8:
+    """The mask as a "bit" column holds it."""
+    return np.packbits(mask, bitorder="little")
+
+
+def unpacked(bits: Uint8, n: int) -> Mask:
+    """bool [n]: the mask that a "bit" column of n examples holds."""
+    return np.unpackbits(bits, count=n, bitorder="little").view(bool)
+
+
 # By value.
 
 
@@ -336,3 +346,24 @@ def exponential(values: Any, rate: float, out: Any) -> None:
     """out = exp(rate * value), the same bits on every machine (numpy's is not)."""
     for i in range(values.size):
         out[i] = power(E, rate * values[i])
+
+
+@kernel
+def _read(column: Any, indices: Int64) -> float:
+    total = 0.0
+    for j in range(indices.size):
+        total += column[indices[j]]
+    return total
+
+
+def fetch(indices: Int64, *columns: Any) -> None:
+    """Reads a batch's rows, so that a loop over them need not wait for memory at each.
+
+    Loops that do nothing else wait for many rows at once. Worth it for several columns of many examples.
+    """
+    for column in columns:
+        if column.ndim == 1:
+            _read(column, indices)
+        else:
+            _read(column[:, 0], indices)
+            _read(column[:, -1], indices)

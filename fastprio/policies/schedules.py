@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from fastprio._kernels import power
+
 Span: TypeAlias = float | tuple[float, float]
 """A constant, or its values at the start and at the end."""
 
@@ -31,10 +33,12 @@ def linear(values: Span, progress: float) -> float:
 
 
 def exponential(values: Span, progress: float) -> float:
-    """From the first value to the second by equal factors; both above zero."""
-    if isinstance(values, tuple):
-        return values[0] * float((values[1] / values[0]) ** progress)
-    return values
+    """From the first value to the second by equal factors; both above zero. The same bits on every machine."""
+    if not isinstance(values, tuple):
+        return values
+    if progress in (0, 1):  # exactly: power has some rounding
+        return values[int(progress)]
+    return values[0] * float(power(values[1] / values[0], progress))
 
 
 def cosine(values: Span, progress: float) -> float:

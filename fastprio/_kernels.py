@@ -78,6 +78,13 @@ def get_bit(bits: Uint8, i: int) -> bool:
     return bool(bits[i >> 3] >> (i & 7) & 1)
 
 
+@kernel
+def put_bit(bits: Uint8, i: int, on: bool) -> None:
+    """Makes bit i of a packed array 1 or 0."""
+    bit = np.uint8(1 << (i & 7))
+    bits[i >> 3] = bits[i >> 3] | bit if on else bits[i >> 3] & ~bit
+
+
 def _power(x: float, exponent: float) -> float:
     """x ** exponent for finite x >= 0, the same bits on every machine (libm's pow is not).
 

@@ -83,7 +83,7 @@ def get_bit(bits: Uint8, i: int) -> bool:
     return bool(bits[i >> 3] >> (i & 7) & 1)
 
 
-@kernel
+@inlined
 def put_bit(bits: Uint8, i: int, value: bool) -> None:
     """Sets or clears bit i of a packed array."""
     bit = np.uint8(1 << (i & 7))

@@ -85,7 +85,8 @@ class Registry(Generic[M]):
         if not isinstance(method, str):
             raise ValueError(f"{self._kind} = {method!r}: expected a {self._base.__name__} or its name")
         found = self.find(method)
-        missing = [name for name in found.example if name not in config]
+        taken = inspect.signature(found.__init__).parameters
+        missing = [n for n in found.example if n not in config and taken[n].default is inspect.Parameter.empty]
         if missing:
             arguments = ", ".join(f"{name}=" for name in missing)
             raise ValueError(

@@ -21,11 +21,12 @@ class Rng:
         seed: in [0, 2^64). epoch: in [0, 2^32). step: in [0, 2^34), the number of the draw or update.
         use: "observe", "draw", "plan" or "select"; two uses never share bits.
 
-    Successive calls go on where the last one ended; up to 2^28 numbers an object.
+    Successive calls go on where the last one ended; up to 2^28 numbers an object. ``seed``, ``epoch`` and ``step`` can
+    be read.
     """
 
     def __init__(self, seed: int, epoch: int, step: int, use: str) -> None:
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.step = seed, epoch, step
         self._next = (step << 2 | USES[use]) << 28
 
     def integers(self, bound: int, count: int) -> Int64:
@@ -41,10 +42,17 @@ class Rng:
 
     def choose(self, n: int, count: int) -> Int64:
         """int64 [min(count, n)]: different integers of [0, n), in random order. n is in [1, 2^32]."""
+        return self.permutation(n, 0, min(count, n))
+
+    def permutation(self, n: int, begin: int, count: int) -> Int64:
+        """int64 [count]: positions [begin, begin + count) of a permutation of [0, n), n in [1, 2^32].
+
+        It is the same for any begin and count. Cost: O(count), or O(n log n) for n up to 2^16.
+        """
         if n <= 1 << 16:  # of the permutations of few, a keyed one reaches too few; a sort is uniform
-            return np.argsort(self.integers(1 << 62, n), kind="stable")[:count]
+            return np.argsort(self.integers(1 << 62, n), kind="stable")[begin : begin + count]
         key = _core.word(self.seed, self.epoch, _core.Purpose.policy, self._next, 0)
         self._next += 1
-        out = np.empty(min(count, n), np.int64)
-        _core.walk(n, key, self.epoch, _core.Purpose.policy, 0, np.empty(0, np.uint8), out)
+        out = np.empty(count, np.int64)
+        _core.walk(n, key, self.epoch, _core.Purpose.policy, begin, np.empty(0, np.uint8), out)
         return out

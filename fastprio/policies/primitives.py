@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 E = 2.718281828459045
 MIX = 0x7FEB352D, 0x846CA68B
 UNMIX = tuple(pow(m, -1, 1 << 32) for m in MIX)
+ROUNDS = 4  # of drawing what is still missing
 
 
 # Numbers of examples, and codes.
@@ -200,17 +201,19 @@ def distinct(draw: Callable[[int], Int64], law: Callable[[], Float64], n: int, c
     if count > n:
         rounds = [distinct(draw, law, n, min(n, count - begin), rng) for begin in range(0, count, n)]
         return np.concatenate(rounds)
-    if 4 * count > n:
-        # Of exponential clocks with these rates the first to ring are such a sample (Efraimidis and Spirakis 2006).
-        with np.errstate(divide="ignore"):
-            clocks = -np.log1p(-rng.random(n)) / law()
-        return np.argsort(clocks, kind="stable")[:count]
     drawn = np.empty(0, np.int64)
-    while len(drawn) < count:
+    for _ in range(0 if 4 * count > n else ROUNDS):
         drawn = np.concatenate([drawn, draw(2 * (count - len(drawn)))])
         _, first = np.unique(drawn, return_index=True)
         drawn = drawn[np.sort(first)]
-    return drawn[:count]
+        if len(drawn) >= count:
+            return drawn[:count]
+    # Most are drawn, or the law is so uneven that the same come again and again. Of exponential clocks with these
+    # rates the first to ring are such a sample (Efraimidis and Spirakis 2006), also of what is left.
+    with np.errstate(divide="ignore"):
+        clocks = -np.log1p(-rng.random(n)) / law()
+    clocks[drawn] = np.nan  # sorted behind infinity
+    return np.concatenate([drawn, np.argsort(clocks, kind="stable")[: count - len(drawn)]])
 
 
 # By group and by source.
@@ -247,7 +250,7 @@ def quota(begin: int, count: int, share: float) -> int:
 
     So every stretch has its share but for one, and the whole exactly.
     """
-    return int(share * (begin + count)) - int(share * begin)
+    return share_of(begin + count, share) - share_of(begin, share)
 
 
 # Rings: the last ``width`` values of each example.

@@ -63,4 +63,4 @@ def annealing(epoch: int, delta: float, epochs: int) -> bool:
 
     Epochs count from 0. It holds from some epoch on, also where delta * epochs is no integer.
     """
-    return epoch + 1 > delta * epochs
+    return epoch + 1 > delta * epochs + 1e-9  # 0.29 * 100 is a little less than 29

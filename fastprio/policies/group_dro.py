@@ -66,7 +66,7 @@ class GroupDRO(Grouped):
         known = present & (self.state["observed"] > 0)
         p: Float64 = present / np.count_nonzero(present)
         if known.any():
-            p[known] = p[known].sum() * softmax(self.state["loss"][known] / self.temperature)
+            p[known] = p[known].sum() * softmax(self.state["loss"][known], self.temperature)
         return p
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:

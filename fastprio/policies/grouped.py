@@ -30,10 +30,12 @@ def means_by_group(group: Any, indices: Int64, loss: Float32, means: Float64, ro
             means[k] /= rows[k]
 
 
-def softmax(values: Float64) -> Float64:
-    """float64 [n]: exp(value) / sum exp(value), without overflow, the same bits on every machine."""
+def softmax(values: Float64, temperature: float = 1.0) -> Float64:
+    """float64 [n], in proportion to exp(value / temperature); without overflow, the same bits on every machine."""
     p = np.empty(len(values))
-    exponential(values - values.max(), 1.0, p)
+    with np.errstate(over="ignore"):  # exp of minus infinity is zero
+        exponents = (values - values.max()) / temperature
+    exponential(exponents, 1.0, p)
     p /= p.sum()
     return p
 

@@ -11,7 +11,7 @@ from helpers import P_FAIL, generator, p_value, volume
 
 from fastprio import PriorityLoader, PrioritySampler, ScoreStore
 from fastprio._random import Rng
-from fastprio.policies import OUT, SCORE, TRAIN, Clock
+from fastprio.policies import OUT, SCORE, TRAIN, Clock, replay_mixture
 from fastprio.policies.group_dro import GroupDRO
 from fastprio.policies.grouped import Grouped
 from fastprio.policies.online_data_mixing import OnlineDataMixing
@@ -105,6 +105,7 @@ def test_a_store_that_was_resized_is_sorted_again(size, at_draw):
     if not at_draw:
         assert store.policy.plan(store, store.clock, Rng(0, 0, 0, "plan")) is None
     indices, probabilities = draws_of(store, 400)
+    assert store.policy.state["indexed"] == size
     now = (groups + [0] * 30)[:size]
     expected = law_of(now, [1.0] * 3)
     assert set(indices.tolist()) == set(range(size))
@@ -231,6 +232,14 @@ def test_weights_of_group_dro_give_the_same_expected_loss_as_its_draws():
     weights = sampler.weights
     assert float(weights.mean()) == pytest.approx(1)
     assert float(sampler.step(torch.tensor([losses[i] for i in indices]))) == pytest.approx(drawn)
+
+
+def test_weights_of_group_dro_are_of_the_groups_as_they_are_when_a_store_has_grown():
+    store = ScoreStore(4, GroupDRO([0, 1, 1, 1], 2, temperature=1.0, ema=0.0, reweight=True))
+    store.resize(8)  # four more in group 0
+    assert store.policy.plan(store, store.clock, Rng(0, 0, 0, "plan")).codes is None
+    weights = store.policy.weights(store.columns, np.arange(8), np.full(8, 1 / 8), store.clock)
+    assert weights.tolist() == pytest.approx([4 / 5] + [4 / 3] * 3 + [4 / 5] * 4)
 
 
 @pytest.mark.parametrize("loss", [0.0, -2.0, 3e38])
@@ -482,11 +491,9 @@ def test_passes_share_no_random_numbers_with_batches_or_with_each_other():
             super().__init__(*arguments)
             made.append(arguments)
 
-    import fastprio.policies.replay_mixture as module
-
     store = ScoreStore(5, ReplayMixture(0.5, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Rng", Noted)
+        patch.setattr(replay_mixture, "Rng", Noted)
         batches_of(store, [10] * 20, epoch=6)
     steps = [step for _, epoch, step, use in made]
     assert len(set(steps)) == len(steps) == 50 + 34  # passes of two and of three examples

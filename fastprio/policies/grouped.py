@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,9 +59,9 @@ class Grouped(Policy):
         self.groups, self.count = groups, integer("count", count, 1, 1 << 16)
         self.state = {"begins": np.zeros(self.count + 1, np.int64), "indexed": 0}
 
-    @abstractmethod
     def p(self) -> Float64:
         """float64 [count]: the probabilities of the groups as they are now, >= 0."""
+        raise NotImplementedError
 
     @property
     def sizes(self) -> Int64:

@@ -21,11 +21,12 @@ class Rng:
         seed: in [0, 2^64). epoch: in [0, 2^32). step: in [0, 2^34), the number of the draw or update.
         use: "observe", "draw", "plan" or "select"; two uses never share bits.
 
-    Successive calls go on where the last one ended; up to 2^28 numbers an object.
+    Successive calls go on where the last one ended; up to 2^28 numbers an object. ``seed``, ``epoch`` and ``step`` can
+    be read.
     """
 
     def __init__(self, seed: int, epoch: int, step: int, use: str) -> None:
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.step = seed, epoch, step
         self._next = (step << 2 | USES[use]) << 28
 
     def integers(self, bound: int, count: int) -> Int64:

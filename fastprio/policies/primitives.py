@@ -31,6 +31,7 @@ MIX = 0x7FEB352D, 0x846CA68B
 UNMIX = tuple(pow(m, -1, 1 << 32) for m in MIX)
 LEAST, MOST = 1.401298464324817e-45, 3.4028234663852886e38
 """The least float32 above zero, and the largest."""
+REDRAWS = 8  # of what is still missing of distinct draws
 ROUNDS = 10_000  # of k-means, which ends long before; a bound because rounding might let it go in circles
 
 
@@ -257,7 +258,7 @@ def distinct(draw: Callable[[int], Int64], law: Callable[[], Float64], n: int, c
         rounds = [distinct(draw, law, n, min(n, count - begin), rng) for begin in range(0, count, n)]
         return np.concatenate(rounds)
     drawn = np.empty(0, np.int64)
-    for _ in range(8 if 4 * count <= n else 0):
+    for _ in range(REDRAWS if 4 * count <= n else 0):
         drawn = np.concatenate([drawn, draw(2 * (count - len(drawn)))])
         _, first = np.unique(drawn, return_index=True)
         drawn = drawn[np.sort(first)]
@@ -320,7 +321,7 @@ def quota(begin: int, count: int, share: float) -> int:
 
     So every stretch has its share but for one, and the whole exactly.
     """
-    return int(share * (begin + count)) - int(share * begin)
+    return share_of(begin + count, share) - share_of(begin, share)
 
 
 # Rings: the last ``width`` values of each example.

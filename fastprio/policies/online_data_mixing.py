@@ -1,0 +1,91 @@
+"""OnlineDataMixing: a bandit that draws the groups from which there is most to learn."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastprio._arrays import integer
+from fastprio.policies.base import Clock, Columns, Observation, register
+from fastprio.policies.grouped import Grouped, means_by_group, softmax
+
+if TYPE_CHECKING:
+    from fastprio._arrays import Float32, Float64, Int64
+    from fastprio._random import Rng
+
+
+@register("odm")
+class OnlineDataMixing(Grouped):
+    """Group k is drawn with pi_k, the Exp3 bandit's law for rewards that are moving averages of its losses.
+
+    After each update, for the K groups and those of them that are in the batch (loss_k: the mean over its rows there):
+    R_k <- alpha R_k + (1 - alpha) scale loss_k / pi_k, and then, with t = 1, 2, ... updates since the warm-up,
+    pi_k = (1 - K eps_t) exp(eps_{t-1} R_k) / sum_j exp(eps_{t-1} R_j) + eps_t. The share that is drawn uniformly is
+    eps_t = min(1 / K, max(floor, sqrt(ln K / (K t)))), eps_0 = 1 / K.
+
+    Args:
+        groups, count: as in ``Grouped``; count is K.
+        alpha: in [0, 1): share of the old reward. scale: in (0, 1e100], of the losses.
+        floor: in [0, 1], the least eps; 1 / K where that is smaller.
+        warm_up: >= 0 updates that learn nothing and draw the groups in proportion to their sizes.
+
+    Only losses of training count, as only those are drawn by pi; pass ``cover_first=False`` to the sampler, or let the
+    warm-up be as long as the first epoch. Cost: 6 bytes an example, 24 a group.
+    Source: Albalak et al., "Efficient Online Data Mixing For Language Model Pre-Training", arXiv 2312.02406, as ported
+    by DataFlex; alpha 0.9, scale 15, floor 0.03 and warm_up 2000 are that port's defaults, scale and floor its own. It
+    also bounds R by 10^4 and the exponents by -5, and has a group a batch; here eps never exceeds 1 / K.
+    """
+
+    example = {"groups": None, "count": 4}  # noqa: RUF012
+    acts = "draw"
+    infallible = True
+
+    def __init__(
+        self,
+        groups: Any,
+        count: int,
+        *,
+        alpha: float = 0.9,
+        scale: float = 15.0,
+        floor: float = 0.03,
+        warm_up: int = 2000,
+    ) -> None:
+        super().__init__(groups, count)
+        if not 0 <= alpha < 1:
+            raise ValueError(f"alpha = {alpha}: expected 0 <= alpha < 1")
+        if not 0 < scale <= 1e100:
+            raise ValueError(f"scale = {scale}: expected 0 < scale <= 1e100")
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor = {floor}: expected 0 <= floor <= 1")
+        self.alpha, self.scale, self.floor, self.warm_up = alpha, scale, floor, integer("warm_up", warm_up, 0)
+        self.state.update(reward=np.zeros(self.count), pi=np.zeros(self.count), updates=0)
+
+    def eps(self, t: int) -> float:
+        """The least probability of a group after t updates."""
+        if t == 0:
+            return 1 / self.count
+        return min(1 / self.count, max(self.floor, math.sqrt(math.log(self.count) / (self.count * t))))
+
+    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
+        """Moves the rewards of the groups in the batch, and pi."""
+        means, rows = np.zeros(self.count), np.zeros(self.count, np.int64)
+        means_by_group(columns["group"], indices, obs.loss, means, rows)
+        if obs.origin != "train" or not indices.size:
+            return None
+        pi = np.maximum(self.p(), 1e-8)  # rows of a group that was empty when the examples were sorted
+        self.state["updates"] += 1
+        t = self.state["updates"] - self.warm_up
+        if t > 0:
+            here, reward = rows > 0, self.state["reward"]
+            reward[here] = (self.alpha * reward + (1 - self.alpha) * self.scale * means / pi)[here]
+            eps = self.eps(t)
+            self.state["pi"][:] = (1 - self.count * eps) * softmax(self.eps(t - 1) * reward) + eps
+        return None
+
+    def p(self) -> Float64:
+        """The law of the next draws."""
+        sizes = self.sizes
+        pi: Float64 = self.state["pi"] if self.state["updates"] > self.warm_up else sizes / sizes.sum()
+        return pi

@@ -140,4 +140,4 @@ def _as_markdown(text: str) -> str:
         else:
             section = section and not line
             out.append(line)
-    return "\n".join([*out, "```"] if code else out)
+    return re.sub(r"(?<!`)``(?!`)", "`", "\n".join([*out, "```"] if code else out))

@@ -232,7 +232,7 @@ CONCENTRATED = [0.9, *[0.0125] * 8]
     ],
 )
 def test_distinct_draws_follow_the_law_of_successive_sampling(monkeypatch, law, count, rounds):
-    monkeypatch.setattr(primitives, "ROUNDS", rounds)
+    monkeypatch.setattr(primitives, "REDRAWS", rounds)
     rng, n, trials = generator(8), len(law), volume(20_000)
     ends = np.cumsum(law)
     found = Counter()

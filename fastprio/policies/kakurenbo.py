@@ -10,7 +10,7 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
 from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.primitives import codes_of, lowest, share_of
+from fastprio.policies.primitives import codes_of, lowest, share_of, unpacked
 from fastprio.policies.schedules import stepwise
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Kakurenbo(Policy):
         """Hides, from scratch each epoch."""
         share = self.fraction * stepwise(self.steps, clock.epoch)
         hidden = lowest(store.column("loss"), share_of(len(store), share), rng, among=store.seen())
-        hidden &= np.unpackbits(store.column("correct"), count=len(store), bitorder="little").view(bool)
+        hidden &= unpacked(store.column("correct"), len(store))
         hidden &= store.column("confidence") >= np.float32(self.threshold)
         scale = 1 / (1 - share) if clock.epoch >= self.warm_up else 1.0
         info = {"lr_scale": scale, "hidden": int(np.count_nonzero(hidden))}

@@ -9,7 +9,7 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import get_bit, kernel, put_bit
 from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.primitives import LEAST, lowest, share_of
+from fastprio.policies.primitives import LEAST, lowest, packed, share_of
 from fastprio.policies.schedules import annealing
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class LossEMA(Policy):
         """Those of the last epoch come back, with the w that they have by now."""
         seen = store.seen()
         aside = lowest(store.column("average"), share_of(int(np.count_nonzero(seen)), share), rng, among=seen)
-        store.column("aside")[:] = np.packbits(aside, bitorder="little")
+        store.column("aside")[:] = packed(aside)
         priorities = np.where(seen, np.maximum(store.column("score"), np.float32(LEAST)), store.priorities)
         priorities[aside] = 0
         store.tree.fill(priorities)

@@ -10,7 +10,7 @@ import torch
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
 from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.primitives import codes_of, push
+from fastprio.policies.primitives import codes_of, push, unpacked
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64, Uint8
@@ -118,7 +118,7 @@ class OnTheFlyDenoising(Policy):
             self._remove(store)
         if not self.state["done"]:
             return Plan()
-        removed = np.unpackbits(store.column("removed"), count=len(store), bitorder="little").view(bool)
+        removed = unpacked(store.column("removed"), len(store))
         return Plan(codes_of(~removed), info={"removed": int(np.count_nonzero(removed))})
 
     def _remove(self, store: ScoreStore) -> None:

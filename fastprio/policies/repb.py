@@ -9,12 +9,11 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import get_bit, kernel, put_bit
 from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.primitives import codes_of
+from fastprio.policies.primitives import codes_of, packed, unpacked
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64, Uint8
     from fastprio._random import Rng
-    from fastprio.policies.primitives import Mask
     from fastprio.store import ScoreStore
 
 HEAD, LENGTH, ROWS, BATCHES = range(4)
@@ -130,9 +129,9 @@ class RePB(Policy):
         members = np.ones(size, bool)
         if self.state["epochs"] > 0:
             back = rng.random(size) >= self.ratio
-            members = np.where(_bits(columns["in_set"], size), _bits(columns["kept"], size), back) | ~store.seen()
+            members = np.where(unpacked(columns["in_set"], size), unpacked(columns["kept"], size), back) | ~store.seen()
             members |= not members.any()
-        columns["in_set"][:] = columns["kept"][:] = np.packbits(members, bitorder="little")
+        columns["in_set"][:] = columns["kept"][:] = packed(members)
         selected = columns["selected"]
         selected[selected == 0] = min(self.state["epochs"], 65534)
         selected[members & (selected < 65535)] += 1
@@ -144,7 +143,3 @@ class RePB(Policy):
         weights = np.empty(indices.size, np.float32)
         _weights(columns["selected"], indices, self.state["epochs"], weights)
         return weights
-
-
-def _bits(packed: Uint8, size: int) -> Mask:
-    return np.unpackbits(packed, count=size, bitorder="little").view(bool)

@@ -99,7 +99,7 @@ class SelectiveBackprop(Selector):
             raise ValueError("history = None: expected a store with a column 'loss', such as that of policy 'loss'")
         if self.state["epoch"] != clock.epoch:
             loss = columns["loss"]
-            seen = np.unpackbits(columns["seen"], count=len(loss), bitorder="little").view(bool)
+            seen = primitives.unpacked(columns["seen"], len(loss))
             self.state["losses"] = torch.from_numpy(_quantiles(np.sort(loss[seen])))
             self.state["epoch"] = clock.epoch
         self.state["losses"] = self.state["losses"].to(device)

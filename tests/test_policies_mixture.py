@@ -506,8 +506,8 @@ def test_replay_epochs_differ_and_are_the_same_again_in_any_order():
     store = ScoreStore(40, ReplayMixture(0.5, 20))
     epochs = {epoch: [i.tolist() for i, _ in batches_of(store, [8] * 10, epoch=epoch)] for epoch in (0, 1)}
     assert epochs[0] != epochs[1]
-    for step in (72, 8, 40):  # whatever was drawn before
-        assert draws_of(store, 8, 1, step, 2)[0].tolist() == epochs[1][step // 8]
+    for step, epoch in itertools.product((72, 8, 40), (0, 1, 0)):  # whatever was drawn before
+        assert draws_of(store, 8, epoch, step, 2)[0].tolist() == epochs[epoch][step // 8]
 
 
 @pytest.mark.parametrize("alone", [False, True])

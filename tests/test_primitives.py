@@ -200,6 +200,12 @@ def test_geometric_ranks_follow_their_law_border_by_border(n, pressure):
     assert ends.tolist() == [0, n - 1]
 
 
+@pytest.mark.parametrize(("n", "pressure"), [(1, 1.0000001), (2, 1.0000001), (7, 1.1)])
+def test_no_rank_is_past_the_last_where_rounding_would_give_one(n, pressure):
+    u = np.array([1 - 2.0**-53])
+    assert primitives.geometric_ranks(u, n, pressure).tolist() == [n - 1]
+
+
 @pytest.mark.parametrize("pressure", [1.0, 2.0, 100.0])
 def test_geometric_ranks_of_random_numbers_follow_their_law(pressure):
     n, count = 20, volume(50_000)

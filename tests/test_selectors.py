@@ -149,6 +149,20 @@ def test_every_example_is_accepted_as_often_as_its_chance_says(beta):
     assert times[1] == 0  # nothing is below the least loss
 
 
+@pytest.mark.parametrize("history", [1024, None])
+def test_a_loss_that_is_not_finite_is_not_accepted_and_the_smallest_has_the_least_chance(history):
+    columns = {"loss": np.arange(8, dtype=np.float32), "seen": np.full(1, 255, np.uint8)}
+    losses = torch.tensor([float("nan"), float("inf"), -float("inf"), 100.0, 0.0])
+    for least, expected in ((0.0, {3}), (1.0, {3, 4})):
+        selector, taken = SelectiveBackprop(8, 1e-9, history, 0, least), set()
+        for step in range(50):
+            selector.state["losses"] = selector.state["losses"][:0] if history else selector.state["losses"]
+            selection = selector(losses, columns=columns, clock=Clock(), rng=Rng(1, 0, step, "select"))
+            taken |= set(accepted(selection).tolist())
+        # Of the batch's own losses -inf is below 0, unlike in the store.
+        assert taken == expected | ({4} if history else set())
+
+
 def test_the_first_epochs_accept_everything_and_do_not_fill_the_history():
     selector = SelectiveBackprop(8, accept_all_epochs=2)
     for epoch in (0, 1):
@@ -549,7 +563,6 @@ def test_a_selector_that_was_saved_goes_on_with_the_next_batch_as_if_nothing_had
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
     second.load_state_dict(torch.load(buffer, weights_only=True))
-    first.state["losses"] = first.state["losses"] * 0  # what was saved is a copy
     assert done + steps(second, stop, 20) == whole
 
 
@@ -583,6 +596,9 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         selector.load_state_dict({"steps": 1})
     selector.load_state_dict({**good, "state": inner, "steps": 5})
     assert (selector.steps, selector.state["losses"].tolist()) == (5, [0.0, 0.0, 0.0])
+    saved = selector.state_dict()
+    selector.state["losses"] += 1
+    assert saved["state"]["losses"].tolist() == inner["losses"].tolist() == [0.0, 0.0, 0.0]  # copies, both ways
 
 
 @pytest.mark.parametrize("name", sorted(registered()))

@@ -152,9 +152,9 @@ class Selector:
                 default those of the loader's store, and ``loader.indices``.
             process_group: where there are several ranks; by default torch's default group, if there is one.
 
-        Yields: batches of ``batch_size`` examples; the last one may be smaller. What a fixed number is chosen of comes at
-            once. What is accepted by chance comes one step late, so that no step waits for the device to say how much it
-            is; and so does what has to be gathered on the host by losses that are on a device.
+        Yields: batches of ``batch_size`` examples; the last one may be smaller. A fixed number comes at once. What is
+            accepted by chance comes one step late, so that no step waits for the device to say how much it is; and so
+            does what is chosen on a device from batches on the host.
 
         With several ranks all of them yield equally many batches: a batch comes when every rank has a full one, which
         is known a step late; in the end, where the last ones may be smaller, as many as the rank with the fewest can

@@ -10,6 +10,7 @@ except ImportError as error:
         "another folder; else install it with pip, or with pip install -e . to use the sources here"
     ) from error
 
+from fastprio import policies, selectors
 from fastprio._threads import get_num_threads, set_num_threads
 from fastprio.checkpoint import Checkpoint
 from fastprio.loader import PriorityLoader, WithIndex
@@ -28,6 +29,8 @@ __all__ = [
     "WithIndex",
     "__version__",
     "get_num_threads",
+    "policies",
+    "selectors",
     "set_num_threads",
     "shard_of",
 ]

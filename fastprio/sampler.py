@@ -18,7 +18,7 @@ from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Journal, Share, Taken
 from fastprio.order import scored
-from fastprio.policies.base import Plan
+from fastprio.policies.base import Plan, Policy
 from fastprio.ranks import place_in, shard_of
 from fastprio.source import store_of
 from fastprio.tree import SCHEMES
@@ -369,6 +369,11 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"lag = {self.lag}: it is counted in batches, so pass batch_size=")
         if self.batch_size is None and self.shard == "sharded":
             raise ValueError("shard = 'sharded': every rank draws its part of a global batch, so pass batch_size=")
+        if self.shard == "sharded" and ranks > 1 and type(policy).draw is not Policy.draw:
+            raise ValueError(
+                f"shard = 'sharded': policy {policy.name!r} draws in its own way, not by the masses of the ranks' trees; "
+                "use 'replicated'"
+            )
         if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
             raise ValueError(
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"

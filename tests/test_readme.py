@@ -65,11 +65,12 @@ def test_readme_weighted_diff_is_one_line():
     assert len(list(sampler)) == 100_000
 
 
-def test_readme_names_every_policy():
+def test_readme_names_methods_that_exist_and_how_many():
     ours = [name for name, policy in registered().items() if policy.__module__.startswith("fastprio.")]
-    assert len(ours) >= 4
-    for name in set(ours) - {"given"}:  # that one is weights=
-        assert f'`"{name}"`' in README
+    assert len(ours) == 30
+    assert "thirty in all" in README
+    (methods,) = re.findall(r"\*\*Methods\.\*\*.*?in all", README, re.DOTALL)
+    assert set(re.findall(r'`"(\w+)"`', methods)) <= set(ours)
 
 
 def test_every_linked_file_exists():
@@ -84,3 +85,17 @@ def test_one_place_has_the_version():
         if re.search(rf'["\']{re.escape(fastprio.__version__)}["\']', path.read_text())
     ]
     assert found == ["_version.py"]
+
+
+@pytest.mark.parametrize("names", ["Kakurenbo", "SelectiveBackprop"])
+def test_the_loops_of_methods_train(names):
+    policies = (ROOT / "fastprio" / "policies" / "README.md").read_text()
+    found = blocks("python") + re.findall(r"```python\n(.*?)```", policies, re.DOTALL)
+    (source,) = (block for block in found if names in block)
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(300, 5), torch.randint(3, (300,)))
+    model, loader = torch.nn.Linear(5, 3), fastprio.PriorityLoader(data, 16, epochs=3)
+    space = {"fastprio": fastprio, "dataset": data, "epochs": 3, "model": model, "loader": loader}
+    source = source.replace("256", "16").replace("128", "16").replace("...", "loss.backward()")
+    exec(source, space | {"F": torch.nn.functional})
+    assert model.weight.grad.abs().sum() > 0

@@ -14,7 +14,7 @@ from test_store import state_of
 from fastprio import PrioritySampler, ScoreStore
 from fastprio._kernels import get_bit, put_bit
 from fastprio._random import Rng
-from fastprio.policies import OUT, TRAIN, Clock, InfoBatch, LossPower, make, register
+from fastprio.policies import OUT, TRAIN, Clock, InfoBatch, LossPower, make
 from fastprio.policies.batch_loss_score import BatchLossScore
 from fastprio.policies.loss_ema import LossEMA
 from fastprio.policies.orderdp import OrderDP
@@ -805,19 +805,31 @@ def test_plans_are_the_hosts_by_the_scores(host, config):
     assert again.config() == {"alpha": 0.9, "host": host, "host_config": config}
 
 
-@pytest.mark.parametrize("part", ["requires", "state", "columns"])
-def test_a_host_that_needs_more_than_scores_is_refused(part):
-    class Needs(InfoBatch):
-        requires = ("correct",) if part == "requires" else ()
-        columns = {"loss": "float32", **({"more": "int8"} if part == "columns" else {})}  # noqa: RUF012
+class Mine(InfoBatch):
+    pass
 
-        def __init__(self):
-            super().__init__()
-            self.state = {"rounds": 0} if part == "state" else {}
 
-    register(f"host with {part}")(Needs)
-    with pytest.raises(ValueError, match=f"host = 'host with {part}': expected a policy that does no more than plan"):
-        BatchLossScore(host=f"host with {part}")
+class NeedsMore(InfoBatch):
+    requires = ("correct",)
+
+
+class HasColumns(InfoBatch):
+    columns = {"loss": "float32", "more": "int8"}  # noqa: RUF012
+
+
+class HasState(InfoBatch):
+    def __init__(self):
+        super().__init__()
+        self.state = {"rounds": 0}
+
+
+def test_a_host_of_ones_own_is_named_by_its_module_and_may_need_no_more_than_scores():
+    assert BatchLossScore(host=f"{__name__}:Mine").needs_epochs
+    for host in (NeedsMore, HasColumns, HasState):
+        with pytest.raises(
+            ValueError, match=f"host = '.*{host.__name__}': expected a policy that does no more than plan"
+        ):
+            BatchLossScore(host=f"{__name__}:{host.__name__}")
 
 
 def test_a_loop_that_knows_only_the_mean_passes_it_expanded():

@@ -805,6 +805,33 @@ def test_plans_are_the_hosts_by_the_scores(host, config):
     assert again.config() == {"alpha": 0.9, "host": host, "host_config": config}
 
 
+class Mine(InfoBatch):
+    pass
+
+
+class NeedsMore(InfoBatch):
+    requires = ("correct",)
+
+
+class HasColumns(InfoBatch):
+    columns = {"loss": "float32", "more": "int8"}  # noqa: RUF012
+
+
+class HasState(InfoBatch):
+    def __init__(self):
+        super().__init__()
+        self.state = {"rounds": 0}
+
+
+def test_a_host_of_ones_own_is_named_by_its_module_and_may_need_no_more_than_scores():
+    assert BatchLossScore(host=f"{__name__}:Mine").needs_epochs
+    for host in (NeedsMore, HasColumns, HasState):
+        with pytest.raises(
+            ValueError, match=f"host = '.*{host.__name__}': expected a policy that does no more than plan"
+        ):
+            BatchLossScore(host=f"{__name__}:{host.__name__}")
+
+
 def test_a_loop_that_knows_only_the_mean_passes_it_expanded():
     sampler = PrioritySampler(ScoreStore(12, BatchLossScore(0.5), epochs=5), batch_size=4)
     drawn = list(itertools.islice(sampler, 8))

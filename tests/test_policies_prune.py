@@ -544,10 +544,10 @@ def test_flow_in_a_loader_scores_once_and_then_weighs_every_batch_unnormalised()
 
 
 def test_flow_draws_by_the_weight_from_the_first_epoch_on():
-    reference = [0.0, 1.0, 2.0, 4.0]
+    reference = [0.0, 1.0, 2.0, 4.0, 5000.0]  # the last has weight zero: not even covering draws it
     store = referenced(reference, tau=1.5, draws=True)
     sampler = PrioritySampler(store, volume(20_000), batch_size=100, scheme="iid", seed=5)
-    drawn = np.bincount(list(sampler), minlength=4)
+    drawn = np.bincount(list(sampler), minlength=5)
     weights = np.array([math.exp(-loss / 1.5) for loss in reference])
     assert p_value(drawn, drawn.sum() * weights / weights.sum()) > P_FAIL
     assert sampler.weights.tolist() == [1.0] * len(sampler.weights)
@@ -787,6 +787,13 @@ def test_selfpaced_trains_on_what_is_easy_enough_over_random_histories(size, thr
         assert plan.codes.tolist() == [TRAIN if loss is None or loss < limit else SCORE for loss in plain]
         assert plan.score == (SCORE,)
         assert plan.weights[SCORE] == 0
+
+
+def test_selfpaced_goes_by_the_flag_of_the_unseen_and_not_by_what_stands_in_their_column():
+    store = ScoreStore(4, SelfPaced((0.1, 1.0)), epochs=3)
+    store.column("loss")[:] = 9.0
+    store.update([1], [9.0])
+    assert codes_at(store, 0) == [TRAIN, SCORE, TRAIN, TRAIN]
 
 
 def test_selfpaced_in_a_loader_scores_what_it_leaves_out_and_trains_on_more_and_more():

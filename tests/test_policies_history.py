@@ -463,7 +463,7 @@ def test_equal_examples_are_kept_by_chance_each_subset_as_often(name):
 
 
 @pytest.mark.parametrize("size", [1, 2, 23])
-@pytest.mark.parametrize(("keep", "skip"), [(0.5, 0.0), (0.5, 0.2), (0.1, 0.9), (0.3, 0.7), (1.0, 0.0)])
+@pytest.mark.parametrize(("keep", "skip"), [(0.5, 0.0), (0.5, 0.2), (0.1, 0.9), (0.3, 0.7), (1.0, 0.0), (1e-9, 1.0)])
 def test_el2n_follows_its_definition_over_random_histories(size, keep, skip):
     rng = generator(size)
     store, history = ScoreStore(size, EL2N(keep, skip)), [[] for _ in range(size)]

@@ -57,8 +57,8 @@ class DynUnc(FixedSet):
     Cost: 11 bytes and a bit an example, and 4 * window.
 
     Source: He et al., "Large-scale Dataset Pruning with Dynamic Uncertainty", arXiv 2306.05175; the score is its
-    code's, window 10 is ours. It trains a new model on the kept examples: do that at epoch ``after``. after and keep
-    depend on the data and have no default; the paper keeps 75 % of ImageNet without loss.
+    code's, window 10 is ours. after and keep depend on the data and have no default; the paper reports no loss with
+    75 % of ImageNet. For a new model on the kept examples, start it at epoch ``after``.
     """
 
     requires = ("p_label",)

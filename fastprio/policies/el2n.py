@@ -72,6 +72,6 @@ class EL2N(Policy):
             return Plan(score=(TRAIN,))
         same = Rng(rng.seed, 0, 0, "plan")  # so that the set stays while the scores do
         n, mean = len(store), store.column("mean")
-        skipped = min(share_of(n, self.skip), n - 1)
+        skipped = min(share_of(n, self.skip), n - 1)  # one is left, however small keep is
         top = highest(mean, skipped + at_least_one(n, self.keep), same)
         return Plan(codes_of(top & ~highest(mean, skipped, same, among=top)))

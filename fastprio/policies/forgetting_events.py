@@ -50,8 +50,8 @@ class ForgettingEvents(FixedSet):
     Cost: 2 bytes and 3 bits an example.
 
     Source: Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning", ICLR 2019;
-    the count is as in its code. It trains a new model on the kept examples: do that at epoch ``after``. after and keep
-    depend on the data and have no default.
+    the count is as in the code of Paul et al. (NeurIPS 2021). after and keep depend on the data and have no default.
+    For a new model on the kept examples, start it at epoch ``after``.
     """
 
     columns = {  # noqa: RUF012 (never changed)

@@ -90,7 +90,7 @@ MAKE = {
     "forgetting": lambda: ForgettingEvents(3, 0.4),
     "el2n": lambda: EL2N(0.4, 0.2),
     "active_bias": lambda: ActiveBias(0.1, warm_up=3),
-    "active_bias drawn": lambda: ActiveBias(0.1, warm_up=3, draw=True),
+    "active_bias drawn": lambda: ActiveBias(0.1, warm_up=3, draws=True),
     "recency": lambda: RecencyBias(4, window=3, begin=3, end=9),
     "dyn_unc": lambda: DynUnc(3, 0.4, window=3),
 }
@@ -184,8 +184,8 @@ BAD = [
     (lambda: EL2N(0.5, -0.1), "skip = -0.1: expected"),
     (lambda: ActiveBias(-1.0), "smoothness = -1.0: expected 0 <= smoothness <= 1000"),
     (lambda: ActiveBias(math.nan), "smoothness = nan: expected"),
-    (lambda: ActiveBias(draw=True), "smoothness = 0.0: expected a number > 0 with draw=True"),
-    (lambda: ActiveBias(1e-50, draw=True), "expected a number > 0 with draw=True"),
+    (lambda: ActiveBias(draws=True), "smoothness = 0.0: expected a number > 0 with draws=True"),
+    (lambda: ActiveBias(1e-50, draws=True), "expected a number > 0 with draws=True"),
     (lambda: ActiveBias(warm_up=-1), "warm_up = -1: expected"),
     (lambda: RecencyBias(1), r"classes = 1: expected an integer in \[2, 65536\]"),
     (lambda: RecencyBias(65537), "classes = 65537: expected"),
@@ -519,7 +519,7 @@ def test_active_bias_follows_its_definition_over_random_histories(size, smoothne
     if draw and smoothness == 0:
         return
     rng = generator(size)
-    store = ScoreStore(size, ActiveBias(smoothness, warm_up=2, draw=draw))
+    store = ScoreStore(size, ActiveBias(smoothness, warm_up=2, draws=draw))
     history, priority = [[] for _ in range(size)], [0.0] * size
     plan_of(store, 2)
     for step in range(volume(300)):
@@ -547,7 +547,7 @@ def test_active_bias_follows_its_definition_over_random_histories(size, smoothne
 
 def test_active_bias_begins_with_uniform_epochs():
     for draw in (False, True):
-        store = ScoreStore(4, ActiveBias(0.1, draw=draw))
+        store = ScoreStore(4, ActiveBias(0.1, draws=draw))
         told(store, [0, 0, 1], p_label=[0.1, 0.9, 0.5])
         for epoch in range(14):
             plan = plan_of(store, epoch)
@@ -586,7 +586,7 @@ def test_active_bias_weighs_the_batches_of_a_sampler_with_mean_one():
 
 
 def test_drawing_by_variance_takes_the_unseen_for_the_most_varied():
-    store = ScoreStore(3, ActiveBias(0.25, warm_up=0, draw=True))
+    store = ScoreStore(3, ActiveBias(0.25, warm_up=0, draws=True))
     told(store, [0, 0], p_label=[0.0, 1.0])
     store.admit_unseen()
     # Two values as far apart as can be: var = 1/4, and the correction adds var^2.

@@ -53,7 +53,7 @@ class ActiveBias(Policy):
     Args:
         smoothness: in [0, 1000], in units of a standard deviation of p(label); the paper's epsilon.
         warm_up: uniform epochs at the beginning, >= 0.
-        draw: after them, draw in proportion to the same quantity, with weights 1, instead. Needs smoothness > 0, so
+        draws: after them, draw in proportion to the same quantity, with weights 1, instead. Needs smoothness > 0, so
             that everything can be drawn. An example never scored is then drawn as one of the largest variance.
 
     Only training counts, up to 65,535 presentations. Where it weighs, an example never scored has the weight
@@ -69,16 +69,12 @@ class ActiveBias(Policy):
     acts = "draw, weight"
     infallible = True
 
-    def __init__(self, smoothness: float = 0.0, warm_up: int = 10, draw: bool = False) -> None:
+    def __init__(self, smoothness: float = 0.0, warm_up: int = 10, draws: bool = False) -> None:
         if not 0 <= smoothness <= 1000:
             raise ValueError(f"smoothness = {smoothness}: expected 0 <= smoothness <= 1000")
-        if draw and not np.float32(smoothness) > 0:
-            raise ValueError(f"smoothness = {smoothness}: expected a number > 0 with draw=True")
-        self.smoothness, self.warm_up, self.by_draw = smoothness, integer("warm_up", warm_up, 0), bool(draw)
-
-    def config(self) -> dict[str, Any]:
-        """``draw`` is kept as another name: the protocol has a method of this one."""
-        return {"smoothness": self.smoothness, "warm_up": self.warm_up, "draw": self.by_draw}
+        if draws and not np.float32(smoothness) > 0:
+            raise ValueError(f"smoothness = {smoothness}: expected a number > 0 with draws=True")
+        self.smoothness, self.warm_up, self.draws = smoothness, integer("warm_up", warm_up, 0), bool(draws)
 
     def _spreads(self, columns: Columns, indices: Int64, dtype: type[np.floating[Any]]) -> Any:
         spreads = np.empty(indices.size, dtype)
@@ -90,7 +86,7 @@ class ActiveBias(Policy):
         if obs.origin != "train":
             return None
         _add(indices, obs.p_label, columns["n"], columns["mean"], columns["squares"])
-        return self._spreads(columns, indices, np.float32) if self.by_draw else None
+        return self._spreads(columns, indices, np.float32) if self.draws else None
 
     def unseen(self) -> float:
         """That of the largest variance, 1/4."""
@@ -98,11 +94,11 @@ class ActiveBias(Policy):
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:
         """Everything once, but where it draws."""
-        return None if self.by_draw and clock.epoch >= self.warm_up else Plan()
+        return None if self.draws and clock.epoch >= self.warm_up else Plan()
 
     def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
         """The batch's, of mean one."""
-        if (self.by_draw or clock.epoch < self.warm_up) and indices.size:
+        if (self.draws or clock.epoch < self.warm_up) and indices.size:
             return None
         spreads = self._spreads(columns, indices, np.float64)
         largest = spreads.max(initial=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TypeAlias
 
 from fastprio._kernels import power
@@ -14,15 +15,16 @@ Span: TypeAlias = float | tuple[float, float]
 
 def span(name: str, values: object, least: float = -math.inf, most: float = math.inf) -> Span:
     """The values as a number or a pair of them. ValueError unless each is finite and in [least, most]."""
-    pair = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-    if len(pair) not in (1, 2):
+    pair = tuple(values) if isinstance(values, (tuple, list)) else (values, values)
+    if len(pair) != 2:
         raise ValueError(f"{name} = {values}: expected a number, or two: at the start and at the end")
     for value in pair:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
-        if not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} = {values}: expected finite numbers")
-    return (pair[0], pair[1]) if len(pair) == 2 else pair[0]
+        if not least <= value <= most:
+            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
+    start, end = float(pair[0]), float(pair[1])
+    return (start, end) if isinstance(values, (tuple, list)) else start
 
 
 def linear(values: Span, progress: float) -> float:

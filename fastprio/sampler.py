@@ -371,8 +371,8 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError("shard = 'sharded': every rank draws its part of a global batch, so pass batch_size=")
         if self.shard == "sharded" and ranks > 1 and type(policy).draw is not Policy.draw:
             raise ValueError(
-                f"shard = 'sharded': policy {policy.name!r} draws in its own way, not by the masses of the ranks' trees; "
-                "use 'replicated'"
+                f"shard = 'sharded': policy {policy.name!r} draws in its own way, and not by the masses of the ranks' "
+                "trees; use 'replicated'"
             )
         if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
             raise ValueError(

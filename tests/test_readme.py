@@ -97,5 +97,6 @@ def test_the_loops_of_methods_train(names):
     model, loader = torch.nn.Linear(5, 3), fastprio.PriorityLoader(data, 16, epochs=3)
     space = {"fastprio": fastprio, "dataset": data, "epochs": 3, "model": model, "loader": loader}
     source = source.replace("256", "16").replace("128", "16").replace("...", "loss.backward()")
+    source += "" if "backward" in source else "    loss.backward()\n"
     exec(source, space | {"F": torch.nn.functional})
     assert model.weight.grad.abs().sum() > 0

@@ -19,11 +19,10 @@ def span(name: str, values: object, least: float = -math.inf, most: float = math
     if len(pair) != 2:
         raise ValueError(f"{name} = {values}: expected a number, or two: at the start and at the end")
     for value in pair:
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} = {values}: expected finite numbers")
-        if not least <= value <= most:
-            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
-    start, end = float(pair[0]), float(pair[1])
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not real or not least <= float(value) <= most or math.isinf(value):
+            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}, finite")
+    start, end = (value if isinstance(value, int) else float(value) for value in pair)
     return (start, end) if isinstance(values, (tuple, list)) else start
 
 

@@ -422,24 +422,20 @@ def test_alignprune_asks_for_a_reference_of_every_epoch_that_is_given():
         AlignPrune().refer(1.0)
 
 
-def test_alignprune_keeps_the_state_of_its_host():
-    @register("counting host of the test")
-    class Host(Policy):
-        columns = {"loss": "float32"}  # noqa: RUF012
+def test_alignprune_refuses_hosts_that_do_more_than_plan():
+    class Keeps(InfoBatch):
+        def __init__(self):
+            super().__init__()
+            self.state = {"plans": 0}
 
-        def __init__(self, rate=1):
-            self.rate, self.state = rate, {"plans": 0}
+    class Weighs(InfoBatch):
+        def weights(self, columns, indices, probabilities, clock):
+            return None
 
-        def plan(self, store, clock, rng):
-            self.state["plans"] += self.rate
-
-    store = ScoreStore(5, AlignPrune(host="counting host of the test", host_config={"rate": 3}))  # needs no epochs
-    for epoch in range(4):
-        plan_of(store, epoch)
-    again = ScoreStore(5, AlignPrune(host="counting host of the test", host_config={"rate": 3}))
-    again.load_state_dict(store.state_dict())
-    plan_of(again, 4)
-    assert again.policy.state["plans"] == 15
+    for number, host in enumerate((Keeps, Weighs)):
+        register(f"host {number} of the test")(host)
+        with pytest.raises(ValueError, match="expected a policy that does no more than plan by column 'loss'"):
+            AlignPrune(host=f"host {number} of the test")
 
 
 # FLOW.
@@ -913,10 +909,10 @@ BAD = [
     (AlignPrune, {"window": 2}, r"window = 2: expected an integer in \[3, 32\]"),
     (AlignPrune, {"window": 33}, "window = 33"),
     (AlignPrune, {"reference": "mean"}, "reference = 'mean': expected 'population' or 'given'"),
-    (AlignPrune, {"host": "loss"}, "host = 'loss': expected a policy that plans epochs by the column 'loss' alone"),
-    (AlignPrune, {"host": "ies"}, "host = 'ies': expected a policy that plans"),
+    (AlignPrune, {"host": "loss"}, "host = 'loss': expected a policy that does no more than plan"),
+    (AlignPrune, {"host": "ies"}, "host = 'ies': expected a policy that does no more"),
     (AlignPrune, {"host": "nobody"}, "policy = 'nobody': expected"),
-    (AlignPrune, {"host": InfoBatch()}, "host = InfoBatch.*: expected the name of a policy"),
+    (AlignPrune, {"host": InfoBatch()}, "host = InfoBatch.*: expected a policy's name"),
     (AlignPrune, {"host_config": {"ratio": 2}}, "ratio = 2: expected"),
     (FLOW, {"tau": 0.0}, "tau = 0.0: expected a finite number > 0, or None"),
     (FLOW, {"tau": math.nan}, "tau = nan"),

@@ -9,7 +9,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, make, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.last_loss import host_of
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -102,21 +103,12 @@ class AlignPrune(Policy):
     ) -> None:
         if reference not in ("population", "given"):
             raise ValueError(f"reference = {reference!r}: expected 'population' or 'given'")
-        if not isinstance(host, str):
-            raise ValueError(f"host = {host!r}: expected the name of a policy")
-        self._host = make(host, **(host_config or {}))
-        if set(self._host.columns) != {"loss"} or type(self._host).plan is Policy.plan:
-            raise ValueError(f"host = {host!r}: expected a policy that plans epochs by the column 'loss' alone")
+        self._host = host_of(host, host_config)
         self.window, self.reference = integer("window", window, LEAST_COMMON, 32), reference
         self.host, self.host_config = host, None if host_config is None else dict(host_config)
         self.needs_epochs = self._host.needs_epochs
         self.columns = {"loss": "float32", "losses": ("float32", self.window), "known": "uint32"}
-        own = {"epoch": -1, "sums": np.zeros(self.window), "counts": np.zeros(self.window, np.int64)}
-        self.state = self._host.state = {**self._host.state, **own}
-
-    def start(self, store: ScoreStore) -> None:
-        """As the host."""
-        self._host.start(store)
+        self.state = {"epoch": -1, "sums": np.zeros(self.window), "counts": np.zeros(self.window, np.int64)}
 
     def refer(self, mean_loss: float) -> None:
         """Tells the reference's mean loss at the end of the epoch under way."""
@@ -160,7 +152,3 @@ class AlignPrune(Policy):
             slot = epoch % self.window
             known &= np.uint32(0xFFFFFFFF ^ 1 << slot)
             self.state["sums"][slot], self.state["counts"][slot] = 0, 0
-
-    def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
-        """As the host."""
-        return self._host.weights(columns, indices, probabilities, clock)

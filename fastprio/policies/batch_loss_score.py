@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, make, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.last_loss import host_of
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64
@@ -52,16 +53,10 @@ class BatchLossScore(Policy):
     ) -> None:
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha = {alpha}: expected 0 <= alpha < 1")
-        if not isinstance(host, str):
-            raise ValueError(f"host = {host!r}: expected a policy's name")
         self.alpha, self.host = alpha, host
         self.host_config = None if host_config is None else dict(host_config)
-        self._host = made = make(host, **(self.host_config or {}))
-        overrides = any(getattr(type(made), name) is not getattr(Policy, name) for name in ("draw", "weights", "start"))
-        plans = type(made).plan is not Policy.plan
-        if not plans or overrides or set(made.columns) != {"loss"} or made.requires or made.state:
-            raise ValueError(f"host = {host!r}: expected a policy that does no more than plan by column 'loss'")
-        self.needs_epochs = made.needs_epochs
+        self._host = host_of(host, host_config)
+        self.needs_epochs = self._host.needs_epochs
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Moves the scores, of losses from training and from scoring alike."""

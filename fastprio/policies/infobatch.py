@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import pruned
 from fastprio.policies.schedules import annealing
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Int64
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
 
 
 @register("infobatch")
-class InfoBatch(Policy):
+class InfoBatch(LastLoss):
     """Each epoch leaves out a random share of the examples whose last loss is below the mean.
 
     With W = {i: loss_i < mean loss}, k = floor((1 - ratio) |W|) of W are kept, chosen uniformly, with weight
@@ -33,10 +33,8 @@ class InfoBatch(Policy):
     with 1 / (1 - ratio), which |W| / k approaches; an unscored example has loss 3.0 there.
     """
 
-    columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     acts = "epoch, weight"
     needs_epochs = True
-    infallible = True
 
     def __init__(self, ratio: float = 0.5, delta: float = 0.875) -> None:
         if not 0 <= ratio <= 0.9:
@@ -44,12 +42,6 @@ class InfoBatch(Policy):
         if not 0 <= delta <= 1:
             raise ValueError(f"delta = {delta}: expected 0 <= delta <= 1")
         self.ratio, self.delta = ratio, delta
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss  # numpy writes in order: the last duplicate stays
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Prunes, in all but the last epochs."""

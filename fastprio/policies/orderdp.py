@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import codes_of, highest, share_of, uniformly, unseen_first
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Int64
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
 
 
 @register("orderdp")
-class OrderDP(Policy):
+class OrderDP(LastLoss):
     """Each epoch takes a uniform pool of floor(pool * N) examples, of which the share ``keep`` of largest last loss.
 
     floor(keep * floor(pool * N)) examples are trained on, at least one. No weights, no annealing: the mean over them is
@@ -32,21 +32,13 @@ class OrderDP(Policy):
     a pool an iteration; this takes one an epoch, of the same shares.
     """
 
-    columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     acts = "epoch"
-    infallible = True
 
     def __init__(self, pool: float = 0.5, keep: float = 0.6) -> None:
         for name, value in {"pool": pool, "keep": keep}.items():
             if not 0 < value <= 1:
                 raise ValueError(f"{name} = {value}: expected 0 < {name} <= 1")
         self.pool, self.keep = pool, keep
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss  # numpy writes in order: the last duplicate stays
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The pool, and the top of it."""

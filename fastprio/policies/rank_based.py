@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import distinct, geometric_probabilities, geometric_ranks, ranking, unseen_first
 from fastprio.policies.schedules import Span, between, exponential, span
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Float64, Int64
+    from fastprio._arrays import Float64, Int64
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
 
 
 @register("rank")
-class RankBased(Policy):
+class RankBased(LastLoss):
     """Draws the example of rank r (0: the largest last loss) with P ~ pressure^(-r / N).
 
     Examples are ranked at the epochs' starts, and the order stays until the next one. A batch has no example twice:
@@ -42,9 +43,8 @@ class RankBased(Policy):
     there: ``PriorityLoader.score`` does it.
     """
 
-    columns = {"loss": "float32", "order": "uint32"}  # noqa: RUF012 (never changed)
+    columns = {**LastLoss.columns, "order": "uint32"}  # noqa: RUF012 (never changed)
     acts = "draw"
-    infallible = True
 
     def __init__(
         self, pressure: float | tuple[float, float] = (100.0, 1.0), refresh: int = 1, warm_up: int = 0
@@ -53,12 +53,6 @@ class RankBased(Policy):
         self.refresh, self.warm_up = integer("refresh", refresh, 1), integer("warm_up", warm_up, 0)
         self.needs_epochs = isinstance(self.pressure, tuple)
         self.state = {"ranked": 0}
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss  # numpy writes in order: the last duplicate stays
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:
         """Ranks, where it is time to."""

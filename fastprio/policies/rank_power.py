@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._kernels import kernel, power
-from fastprio.policies.base import Clock, Columns, Observation, Policy, positive_finite, register
+from fastprio.policies.base import Clock, Columns, positive_finite, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import LEAST, importance_weights, ranking, unseen_first
 from fastprio.policies.schedules import linear, span
 
@@ -24,7 +25,7 @@ def _priorities(order: Any, alpha: float, priorities: Float32) -> None:
 
 
 @register("rank_power")
-class RankPower(Policy):
+class RankPower(LastLoss):
     """Priority p_i = rank_i^-alpha (rank 1: the largest last loss), drawn with P(i) = p_i / sum p; weight (N P)^-beta.
 
     Examples are ranked at every epoch's start. Losses that come within an epoch leave the ranks as they are until the
@@ -46,10 +47,8 @@ class RankPower(Policy):
     this by a sort an epoch.
     """
 
-    columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     example = {"alpha": 0.7, "beta": (0.5, 1.0)}  # noqa: RUF012
     acts = "draw, weight"
-    infallible = True
 
     def __init__(self, alpha: float, beta: float | tuple[float, float], max_normalize: bool = False) -> None:
         positive_finite(alpha=alpha)
@@ -60,12 +59,6 @@ class RankPower(Policy):
     def needs_unbiased(self) -> bool:
         """With any beta above zero."""
         return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss  # numpy writes in order: the last duplicate stays
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> None:
         """Ranks, and sets all priorities."""

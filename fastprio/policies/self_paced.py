@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import SCORE, Clock, Plan, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import codes_of
 from fastprio.policies.schedules import exponential, span
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Int64
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
 
 
 @register("self_paced")
-class SelfPaced(Policy):
+class SelfPaced(LastLoss):
     """Trains on an example iff its last loss is below lambda, which grows over training.
 
     lambda goes from the first threshold to the second by equal factors: start * (end / start)^progress, with the
@@ -33,24 +33,16 @@ class SelfPaced(Policy):
     growth over epochs and the pass over what is left out are ours.
     """
 
-    columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     example = {"threshold": (0.5, 4.0)}  # noqa: RUF012
     acts = "epoch"
     forwards = "the left-out, each epoch"
     needs_epochs = True
-    infallible = True
 
     def __init__(self, threshold: float | tuple[float, float]) -> None:
         self.threshold = span("threshold", threshold, least=0)
         start, end = self.threshold if isinstance(self.threshold, tuple) else (self.threshold, self.threshold)
         if not 0 < start <= end:
             raise ValueError(f"threshold = {threshold}: expected 0 < start <= end")
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Leaves out what is too hard as yet."""

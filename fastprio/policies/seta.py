@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import clusters, codes_of, share_of, uniformly
 from fastprio.policies.schedules import annealing
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Int64
+    from fastprio._arrays import Float32
     from fastprio._random import Rng
     from fastprio.policies.primitives import Mask
     from fastprio.store import ScoreStore
 
 
 @register("seta")
-class SeTa(Policy):
+class SeTa(LastLoss):
     """Each epoch keeps floor((1 - ratio) N) examples uniformly, and of them those whose loss is in a moving window.
 
     The last losses of those kept are put into groups by k-means (from parts of equal size). Of G groups in order of
@@ -39,10 +40,8 @@ class SeTa(Policy):
     scripts. That code has a loss also for what was never scored.
     """
 
-    columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     acts = "epoch"
     needs_epochs = True
-    infallible = True
 
     def __init__(self, ratio: float = 0.1, groups: int = 5, window: float = 0.9, delta: float = 0.875) -> None:
         if not 0 <= ratio < 1:
@@ -53,12 +52,6 @@ class SeTa(Policy):
             raise ValueError(f"delta = {delta}: expected 0 <= delta <= 1")
         self.ratio, self.window, self.delta = ratio, window, delta
         self.groups = integer("groups", groups, 1)
-
-    def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
-        """Remembers the last loss."""
-        if obs.origin != "reference":
-            columns["loss"][indices] = obs.loss  # numpy writes in order: the last duplicate stays
-        return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The window of column "loss", whoever keeps it."""

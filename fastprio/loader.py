@@ -207,7 +207,7 @@ class PriorityLoader(DataLoader[Any]):
             losses of another shape, or those that the store refuses; nothing was recorded then.
         Cost: a forward pass of each; a DataLoader like this one is made for it.
         """
-        return score(self, model, loss_fn, indices, origin)
+        return score(self, self._priority, model, loss_fn, indices, origin)
 
     def state_dict(self) -> dict[str, Any]:
         """The store, and where training stands: saved after a step, the next batch is the one after it.

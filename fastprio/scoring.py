@@ -18,7 +18,6 @@ from fastprio.store import ORIGINS
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
-    from fastprio.loader import PriorityLoader
     from fastprio.sampler import PrioritySampler
 
 ROWS = 1 << 16
@@ -26,11 +25,15 @@ ROWS = 1 << 16
 
 
 def score(
-    loader: PriorityLoader, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], indices: Any, origin: str
+    loader: DataLoader[Any],
+    sampler: PrioritySampler,
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Any],
+    indices: Any,
+    origin: str,
 ) -> int:
-    """See ``PriorityLoader.score``."""
-    sampler: PrioritySampler = loader.sampler  # type: ignore[assignment]
-    store = loader.store
+    """What ``PriorityLoader.score`` does, for a loader and the sampler that it has."""
+    store = sampler.store
     if origin not in ORIGINS:
         raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
     rows = sampler.to_score() if origin != "reference" else np.arange(len(store))

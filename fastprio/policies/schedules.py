@@ -20,8 +20,10 @@ def span(name: str, values: object, least: float = -math.inf, most: float = math
         raise ValueError(f"{name} = {values}: expected a number, or two: at the start and at the end")
     for value in pair:
         real = isinstance(value, Real) and not isinstance(value, bool)
-        if not real or not least <= float(value) <= most or math.isinf(value):
-            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}, finite")
+        if not real or not least <= float(value) <= most:
+            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
+        if math.isinf(value):
+            raise ValueError(f"{name} = {values}: expected finite numbers")
     start, end = (value if isinstance(value, int) else float(value) for value in pair)
     return (start, end) if isinstance(values, (tuple, list)) else start
 

@@ -1,7 +1,8 @@
 """Selectors: which examples of a forwarded batch to back-propagate, one method a file."""
 
-from fastprio.selectors.base import Selection, Selector, find, make, register, registered
+from fastprio.selectors.base import Selector, find, make, register, registered
 from fastprio.selectors.co_teaching import CoTeaching
+from fastprio.selectors.queue import Selection
 from fastprio.selectors.reducible_loss import ReducibleLoss
 from fastprio.selectors.selective_backprop import SelectiveBackprop
 from fastprio.selectors.small_loss import SmallLoss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,27 +15,13 @@ from fastprio._registry import Registry, arguments_of
 from fastprio.policies.base import Clock
 from fastprio.ranks import place_in
 from fastprio.selectors.pool import OnItsWay
-from fastprio.selectors.queue import Part, Queue, apply, length_of
+from fastprio.selectors.queue import Part, Queue, Selection, apply, length_of
 from fastprio.selectors.together import Together
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastprio.selectors.queue import Rows
-
-
-@dataclass
-class Selection:
-    """What a selector chose from a batch of n.
-
-    positions: int64 [k] on the losses' device, each in [0, n). weights: float32 [k], or None for all one.
-    count: None if all of ``positions`` are chosen; else an int64 scalar tensor that says how many of them are, from
-    the front. A selector that accepts by chance cannot know the number without waiting for the device.
-    """
-
-    positions: torch.Tensor
-    weights: torch.Tensor | None = None
-    count: torch.Tensor | None = None
 
 
 class Selector:

@@ -15,8 +15,6 @@ from fastprio.selectors.pool import OnItsWay
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from fastprio.selectors.base import Selection
-
     Rows: TypeAlias = Callable[[torch.device], torch.Tensor]
     """Device -> which rows, int64, there."""
 
@@ -68,6 +66,20 @@ def _joined(batches: list[Any]) -> Any:
 
 
 # The queue.
+
+
+@dataclass
+class Selection:
+    """What a selector chose from a batch of n.
+
+    positions: int64 [k] on the losses' device, each in [0, n). weights: float32 [k], or None for all one.
+    count: None if all of ``positions`` are chosen; else an int64 scalar tensor that says how many of them are, from
+    the front. A selector that accepts by chance cannot know the number without waiting for the device.
+    """
+
+    positions: torch.Tensor
+    weights: torch.Tensor | None = None
+    count: torch.Tensor | None = None
 
 
 @dataclass

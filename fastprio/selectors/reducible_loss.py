@@ -9,8 +9,9 @@ import torch
 
 from fastprio._random import Rng
 from fastprio.policies.base import Clock
-from fastprio.selectors.base import Selection, register
+from fastprio.selectors.base import register
 from fastprio.selectors.pool import extreme
+from fastprio.selectors.queue import Selection
 from fastprio.selectors.top_loss import TopLoss
 
 

@@ -10,7 +10,8 @@ import torch
 from fastprio._random import Rng
 from fastprio.policies import primitives
 from fastprio.policies.base import Clock
-from fastprio.selectors.base import Selection, Selector, register
+from fastprio.selectors.base import Selector, register
+from fastprio.selectors.queue import Selection
 
 MOST = 1 << 16
 """Above so many losses in a store, the table has this many quantiles of them: shares are right to 1 / MOST."""

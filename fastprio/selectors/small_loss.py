@@ -12,8 +12,9 @@ from fastprio._random import Rng
 from fastprio.policies.base import Clock
 from fastprio.policies.primitives import share_of
 from fastprio.policies.schedules import linear
-from fastprio.selectors.base import Selection, Selector, register
+from fastprio.selectors.base import Selector, register
 from fastprio.selectors.pool import extreme
+from fastprio.selectors.queue import Selection
 
 
 @register("small_loss")

@@ -9,8 +9,9 @@ import torch
 from fastprio._arrays import integer
 from fastprio._random import Rng
 from fastprio.policies.base import Clock
-from fastprio.selectors.base import Selection, Selector, register
+from fastprio.selectors.base import Selector, register
 from fastprio.selectors.pool import extreme
+from fastprio.selectors.queue import Selection
 
 
 @register("top_loss")

@@ -9,8 +9,9 @@ import torch
 from fastprio._random import Rng
 from fastprio.policies.base import Clock
 from fastprio.policies.observations import observations
-from fastprio.selectors.base import Selection, Selector, register
+from fastprio.selectors.base import Selector, register
 from fastprio.selectors.pool import OnItsWay, drawn, masses, tau_of
+from fastprio.selectors.queue import Selection
 
 
 @register("variance_reduction")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fastprio import _core, resume
@@ -13,7 +15,7 @@ from fastprio._random import Rng
 from fastprio.epoch import Epoch
 from fastprio.feedback import Feedback
 from fastprio.journal import Journal, Share
-from fastprio.order import Cover, PlannedEpoch
+from fastprio.order import Cover, PlannedEpoch, scored
 from fastprio.ranks import Exchange, Shards, place_in
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class Epochs:
         self._loaded: dict[str, Any] | None = None  # a state, until the next iteration begins
         self._iterators = 0
         self._settings: Settings | None = None
+        self._warned = False
 
     @property
     def was_loaded(self) -> bool:
@@ -147,6 +150,7 @@ class Epochs:
             last.over = True
         self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
         seed = store.seed = _seed(now)
+        self._warn_if_unscored(last)
         store.begin_epoch(number)
         if store.tree.refit_gain(least=8):
             store.tree.refit()
@@ -162,6 +166,19 @@ class Epochs:
         self.number, self.said = number, None  # an epoch whose plan fails has not been
         self._iteration += 1
         self.under_way = self._epoch(number, seed, total, planned, shards, now)
+
+    def _warn_if_unscored(self, last: Epoch | None) -> None:
+        """Once: losses that the last plan asked for have not come."""
+        if self._warned or last is None or last.planned is None or self._store.was_scored:
+            return
+        wanted = int(np.count_nonzero(scored(last.planned.plan, len(self._store)))) if last.planned.plan.score else 0
+        if wanted:
+            self._warned = True
+            warnings.warn(
+                f"epoch {last.number}: policy {self._store.policy.name!r} asked for the losses of {wanted} examples at "
+                "its end, and none came: call loader.score(model, loss_fn) after every epoch",
+                stacklevel=2,
+            )
 
     def _planned_total(self, plan: Plan, chosen: int, now: Settings) -> int:
         if now.sharded:

@@ -191,20 +191,22 @@ class PriorityLoader(DataLoader[Any]):
                 loader.score(model, lambda model, batch: losses_of(model, *batch))   # what the plan asks for
 
         Args:
-            model: put in eval mode for the pass.
+            model: put in eval mode for the pass; of DistributedDataParallel the module within is used.
             loss_fn: (model, batch) -> losses [n], or (losses, {name: observation [n]}) for policies that need more.
             indices: int64 [m], which of the store's examples; None: those that the plan of the epoch just finished
-                asks for (``Plan.score``), and before the first epoch, or with origin "reference", all.
+                asks for (``Plan.score``); before the first epoch, or with origin "reference", all.
             origin: "score", or "reference" for another model's losses.
 
         Returns: how many examples were scored, on all ranks together; 0 if the policy asks for none.
 
-        Under ``no_grad``; the modes of the model's parts, its batch-norm statistics, and the random states of torch,
-        numpy and Python are as they were. With several ranks all of them call it and each forwards a part. Call it at
-        an epoch's end; save afterwards.
+        Under ``no_grad``; the modes of the model's parts, its batch-norm statistics, and the random states of torch
+        (processor and CUDA), numpy and Python are as they were. With several ranks all of them call it and each
+        forwards a part. Call it once at an epoch's end, and save afterwards: a pass missing is warned about when the
+        next epoch begins.
 
-        Raises: RuntimeError in the middle of an epoch where ``lag`` says which losses a draw may see. ValueError for
-            losses of another shape, or those that the store refuses; nothing was recorded then.
+        Raises: RuntimeError in the middle of an epoch where ``lag`` says which losses a draw may see, or after a state
+            was loaded, before its epoch goes on. ValueError for losses of another shape, or those that the store
+            refuses; nothing was recorded then.
         Cost: a forward pass of each; a DataLoader like this one is made for it.
         """
         return score(self, self._priority, model, loss_fn, indices, origin)

@@ -171,6 +171,11 @@ class PrioritySampler(DistributedSampler[Any]):
         Raises: RuntimeError in the middle of an epoch where ``lag`` fixes which losses its draws see.
         """
         epoch = self._epochs.under_way
+        if self._epochs.was_loaded:
+            raise RuntimeError(
+                "a state was loaded, and its epoch has not gone on yet: which examples its plan asks for is known when "
+                "it does; begin the loop first, or pass indices="
+            )
         if epoch is None:
             return np.arange(len(self.store))
         if self.lag is not None and not epoch.finished:
@@ -188,7 +193,10 @@ class PrioritySampler(DistributedSampler[Any]):
             return "epoch"
         if self._scheme is not None or self.batch_size is None:
             return self._scheme or "iid"
-        return self.store.policy.scheme or "stratified"
+        preferred = self.store.policy.scheme
+        if preferred == "unique" and self.batch_size > len(self.store):  # there are not as many different ones
+            preferred = None
+        return preferred or "stratified"
 
     @property
     def epoch(self) -> int:  # type: ignore[override]
@@ -356,6 +364,7 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _check_scheme(self) -> None:
         policy, ranks = self.store.policy, self._share().ranks
+        draws_by_tree = type(policy).draw is Policy.draw
         if self.batch_size is not None and self.batch_size % ranks:
             raise ValueError(f"batch_size = {self.batch_size}: the global batch must divide by {ranks} ranks")
         if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
@@ -369,11 +378,20 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"lag = {self.lag}: it is counted in batches, so pass batch_size=")
         if self.batch_size is None and self.shard == "sharded":
             raise ValueError("shard = 'sharded': every rank draws its part of a global batch, so pass batch_size=")
-        if self.shard == "sharded" and ranks > 1 and type(policy).draw is not Policy.draw:
+        if self.shard == "sharded" and ranks > 1 and not (policy.shardable and draws_by_tree):
             raise ValueError(
-                f"shard = 'sharded': policy {policy.name!r} draws in its own way, and not by the masses of the ranks' "
-                "trees; use 'replicated'"
+                f"shard = 'sharded': policy {policy.name!r} goes by all examples together; use 'replicated'"
             )
+        if not draws_by_tree and (self._scheme is not None or not self.replacement):
+            given = "replacement = False" if not self.replacement else f"scheme = {self._scheme!r}"
+            raise ValueError(f"{given}: policy {policy.name!r} draws in its own way; leave it out")
+        if policy.needs_repeats and self.scheme in ("unique", "epoch"):
+            raise ValueError(
+                f"scheme = {self.scheme!r}: policy {policy.name!r} sets examples aside, and may leave too few to draw "
+                "without repeats; choose another scheme"
+            )
+        if policy.by_batch and self.batch_size is None:
+            raise ValueError(f"policy {policy.name!r}: its weights are relative to a batch, so pass batch_size=")
         if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
             raise ValueError(
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"

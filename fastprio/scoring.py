@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from fastprio._arrays import as_float32, as_indices, to_numpy
 from fastprio.ranks import interleaved, place_in, shard_of
-from fastprio.store import ORIGINS
 
 if TYPE_CHECKING:
     from fastprio._arrays import Int64
@@ -34,8 +34,10 @@ def score(
 ) -> int:
     """What ``PriorityLoader.score`` does, for a loader and the sampler that it has."""
     store = sampler.store
-    if origin not in ORIGINS:
-        raise ValueError(f"origin = {origin!r}: expected one of {', '.join(ORIGINS)}")
+    if origin not in ("score", "reference"):
+        raise ValueError(f"origin = {origin!r}: expected 'score' or 'reference'")
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # the wrapper would exchange batch-norm statistics, also in eval mode
     rows = sampler.to_score() if origin != "reference" else np.arange(len(store))
     if indices is not None:
         rows = as_indices(indices)
@@ -88,7 +90,7 @@ def losses_of(
         prefetch_factor=loader.prefetch_factor,
     )
     parts: dict[str, list[Any]] = {}
-    with _random_states_kept(model, seed), _in_eval_mode(model), torch.no_grad():
+    with _random_states_kept(seed), _in_eval_mode(model), torch.no_grad():
         for wanted, batch in zip(batches, passes, strict=True):
             for name, values in _named(loss_fn(model, batch), len(wanted)).items():
                 parts.setdefault(name, []).append(values)
@@ -118,12 +120,14 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_states_kept(model: nn.Module, seed: int) -> Iterator[None]:
+def _random_states_kept(seed: int) -> Iterator[None]:
     """Another stream inside, so that what comes after is as it would have been."""
-    devices = {p.device for p in model.parameters() if p.is_cuda}
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what data sets use)
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move devices that are not in use yet
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
         np.random.seed(seed % (1 << 32))  # noqa: NPY002
         random.seed(seed)
         try:

@@ -33,6 +33,7 @@ class State(NamedTuple):
     clock: Clock
     seed: int
     skipped_nonfinite: int
+    was_scored: bool
     kept: Mapping[str, Any] | None
 
 
@@ -66,6 +67,7 @@ def _plain_values(store: ScoreStore) -> dict[str, Any]:
         "clock": [store.clock.epoch, store.clock.step, store.clock.progress],
         "seed": store.seed,
         "skipped_nonfinite": store.skipped_nonfinite,
+        "was_scored": store.was_scored,
     }
 
 
@@ -148,13 +150,22 @@ def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, A
     clock = Clock(integer("epoch", epoch, 0, (1 << 32) - 1), integer("step", step, 0), float(progress))
     seed = integer("seed", plain["seed"], 0, (1 << 64) - 1)
     skipped = integer("skipped_nonfinite", plain["skipped_nonfinite"], 0)
-    return State(copy.deepcopy(dict(plain["policy_state"])), list(kept), clock, seed, skipped, plain.get("kept"))
+    return State(
+        copy.deepcopy(dict(plain["policy_state"])),
+        list(kept),
+        clock,
+        seed,
+        skipped,
+        bool(plain["was_scored"]),
+        plain.get("kept"),
+    )
 
 
 def _take_over(store: ScoreStore, state: State, arrays: Mapping[str, Any]) -> None:
     store.policy.state.update(state.policy)
     store.policy.state.update({name.removeprefix("policy."): arrays[name] for name in state.policy_arrays})
     store.clock, store.seed, store.skipped_nonfinite = state.clock, state.seed, state.skipped_nonfinite
+    store.was_scored = state.was_scored
     kept = {name.removeprefix(KEPT): array for name, array in arrays.items() if name.startswith(KEPT)}
     store.forget_keeper(None if state.kept is None else (kept, copy.deepcopy(dict(state.kept))))
 
@@ -169,6 +180,6 @@ def _refused(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    # As it comes back from JSON, so that what was saved compares equal.
-    plain: dict[str, Any] = json.loads(json.dumps(config))
+    # As it comes back from JSON, so that what was saved compares equal; numpy's numbers as Python's.
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda value: value.item()))
     return plain

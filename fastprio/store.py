@@ -70,6 +70,7 @@ class ScoreStore:
         self.clock = Clock()
         self.seed = 0
         self.skipped_nonfinite = 0
+        self.was_scored = False  # since the epoch began, without training
         taken = sorted({"seen", *self.policy.columns} & set(columns or {}))
         if taken:
             raise ValueError(f"columns: {taken[0]!r} is the store's or the policy's own")
@@ -87,8 +88,11 @@ class ScoreStore:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.kept: Record | None = None  # what was saved with the state that was loaded, until somebody takes it up
         self._keeper: weakref.WeakMethod[Callable[[], Record | None]] | None = None
+        if self.policy._taken:
+            raise ValueError(f"policy = {self.policy!r}: another store has it, and its state; make a new one")
         self.policy.start(self)
         self._warm_up()
+        self.policy._taken = True
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -178,6 +182,7 @@ class ScoreStore:
                 note(self._columns["seen"], self.fresh, self.learnt, self._shift, self.clock.step, at)
             self.clock.step += 1
             self.skipped_nonfinite += skipped
+            self.was_scored |= origin == "score"
         if self._listeners:
             self._changed()
 
@@ -300,6 +305,7 @@ class ScoreStore:
             self.clock.epoch = integer("epoch", epoch, 0, MOST_EPOCH)
             self.set_progress(0.0)
             self.fresh[:] = 0
+            self.was_scored = False
 
     def set_progress(self, share: float) -> None:
         """Sets the clock's progress: ``share`` of the current epoch is over."""
@@ -321,7 +327,8 @@ class ScoreStore:
                 self._columns[name] = _resized(self._columns[name], kind, kept, size)
             self.fresh = _resized(self.fresh, "bit", kept, size)
             self._resize_ages(size)
-            self.tree = tree
+            before, self.tree = len(self), tree
+            self.policy.resized(self, before)
         self._changed()
 
     def _resize_ages(self, size: int) -> None:

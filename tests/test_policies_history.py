@@ -196,6 +196,7 @@ BAD = [
     (lambda: DynUnc(2, 0.5, window=1), r"window = 1: expected an integer in \[2, 127\]"),
     (lambda: DynUnc(0, 0.5), "after = 0: expected"),
     (lambda: DynUnc(2, 1.1), "keep = 1.1: expected"),
+    (lambda: DynUnc(9, 0.5), "after = 9: expected at least window = 10"),
     (lambda: told(ScoreStore(4, RecencyBias(3)), [0, 1], prediction=[2, 3]), r"prediction\[1\] = 3: expected a class"),
 ]
 
@@ -439,7 +440,7 @@ def test_forgettings_stop_at_their_largest_number_which_never_learned_is_above()
 @pytest.mark.parametrize("name", ["forgetting", "dyn_unc", "el2n"])
 def test_equal_examples_are_kept_by_chance_each_subset_as_often(name):
     store = ScoreStore(
-        5, {"forgetting": ForgettingEvents(1, 0.4), "el2n": EL2N(0.4), "dyn_unc": DynUnc(1, 0.4, 2)}[name]
+        5, {"forgetting": ForgettingEvents(1, 0.4), "el2n": EL2N(0.4), "dyn_unc": DynUnc(2, 0.4, 2)}[name]
     )
     for _ in range(3):
         told(
@@ -692,14 +693,15 @@ def dynamic_uncertainty(history, window):
 @pytest.mark.parametrize("window", [2, 10])
 def test_dyn_unc_follows_its_definition_over_random_histories(size, keep, window):
     rng = generator(size + window)
-    store, history = ScoreStore(size, DynUnc(4, keep, window)), [[] for _ in range(size)]
+    after = max(4, window)
+    store, history = ScoreStore(size, DynUnc(after, keep, window)), [[] for _ in range(size)]
     kept = None
-    for epoch in range(7):
+    for epoch in range(after + 3):
         plan = plan_of(store, epoch)
         scores = [[10 * d for d in dynamic_uncertainty(h, window)] for h in history]
         scores = [statistics.fmean(s) if s else math.nan for s in scores]
         assert store.policy.scores(store).tolist() == pytest.approx(scores, rel=1e-9, nan_ok=True)
-        if epoch < 4:
+        if epoch < after:
             assert trained(plan, size) == list(range(size))
         elif kept is None:
             kept = trained(plan, size)
@@ -711,7 +713,7 @@ def test_dyn_unc_follows_its_definition_over_random_histories(size, keep, window
         assert kept is None or trained(plan, size) == kept
         for step in range(volume(30)):
             origin, at = ORIGINS[step % 3], rows(rng, size)
-            if epoch < 4:  # some have no score by then
+            if epoch < after:  # some have no score by then
                 at = [i for k, i in enumerate(at) if i % 5 != 4 or len(history[i]) + at[:k].count(i) < window - 1]
             p = rng.random(len(at), np.float32).tolist()
             told(store, at, origin, p_label=p)
@@ -721,17 +723,17 @@ def test_dyn_unc_follows_its_definition_over_random_histories(size, keep, window
 
 
 def test_dyn_unc_adds_a_window_for_each_of_an_examples_rows():
-    store = ScoreStore(2, DynUnc(1, 0.5, window=3))
+    store = ScoreStore(2, DynUnc(3, 0.5, window=3))
     p = [0.1, 0.9, 0.4, 0.4, 0.4, 0.0]
     told(store, [1] * 6, p_label=p)
     expected = 10 * statistics.fmean(statistics.stdev(p[k : k + 3]) for k in range(4))
     assert store.policy.scores(store)[1] == pytest.approx(expected, rel=1e-6)
     assert store.column("windows").tolist() == [0, 4]
-    assert trained(plan_of(store, 1), 2) == [0, 1]  # of one with a score one is kept, and the one without
+    assert trained(plan_of(store, 3), 2) == [0, 1]  # of one with a score one is kept, and the one without
 
 
 def test_predictions_that_never_move_have_a_score_of_exactly_zero():
-    store = ScoreStore(3, DynUnc(1, 0.5, window=7))
+    store = ScoreStore(3, DynUnc(7, 0.5, window=7))
     for _ in range(20):
         told(store, range(3), p_label=[0.1, 1.0, 0.3333333])
     assert store.policy.scores(store).tolist() == [0, 0, 0]

@@ -1,5 +1,6 @@
 """Promise: the policies that choose by loss, and the random subsets they must beat, do what their definitions say."""
 
+import copy
 import itertools
 import math
 from collections import Counter
@@ -202,7 +203,7 @@ def test_policies_by_average_refuse_losses_below_zero():
 @pytest.mark.parametrize("policy", [RankBased(), RankPower(0.7, 0.0), SeTa(), OrderDP()])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_last_loss_of_training_or_scoring_is_remembered(policy, size):
-    store = ScoreStore(size, policy, epochs=4)
+    store = ScoreStore(size, copy.deepcopy(policy), epochs=4)
     known = last_losses(store, size, count=volume(300))
     assert store.column("loss").tolist() == [loss or 0.0 for loss in known]
 
@@ -307,13 +308,14 @@ def test_ranks_go_from_the_largest_loss_down_after_those_never_scored(size, seed
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_equal_losses_rank_in_random_order(unseen):
-    store, n = ScoreStore(4, RankBased(), epochs=9), volume(3000)
-    if not unseen:
-        store.update([0, 1, 2, 3], [0.5] * 4)
+    store, n = ScoreStore(5, RankBased(), epochs=9), volume(3000)
+    store.update([4] if unseen else [0, 1, 2, 3, 4], [0.1] if unseen else [0.5, 0.5, 0.5, 0.5, 0.1])
     counts = Counter()
     for seed in range(n):
-        plan_of(store, 1, seed)
-        counts[tuple(store.column("order").tolist())] += 1
+        plan_of(store, seed + 1, seed)
+        *first, last = store.column("order").tolist()
+        assert last == 4
+        counts[tuple(first)] += 1
     orders = list(itertools.permutations(range(4)))
     assert p_value(np.array([counts[o] for o in orders]), np.full(24, n / 24)) > P_FAIL
 
@@ -776,8 +778,9 @@ def test_scores_move_towards_the_batches_means(size, alpha):
     for at, losses, origin in batches(size, generator(size), volume(300)):
         store.update(at, losses, origin=origin)
         if origin != "reference":
-            for i in at:  # one that is there twice moves twice
-                scores[i] = float(f32(alpha * scores[i] + (1 - alpha) * (plain_sum(losses) / len(losses))))
+            for j, i in enumerate(at):  # one that is there twice moves twice
+                new = plain_sum(losses) / len(losses) if origin == "train" else losses[j]
+                scores[i] = float(f32(alpha * scores[i] + (1 - alpha) * new))
         assert store.column("loss").tolist() == scores
 
 

@@ -223,7 +223,7 @@ def test_indices_out_of_range_and_unknown_origins_are_refused_before_the_pass():
     loader = PriorityLoader(range(N), BATCH, policy=Asks())
     with pytest.raises(IndexError, match=rf"indices\[1\] = {N}: expected 0 <= index < {N}"):
         loader.score(None, None, indices=[1, N])
-    with pytest.raises(ValueError, match="origin = 'valid': expected one of train, score, reference"):
+    with pytest.raises(ValueError, match="origin = 'valid': expected 'score' or 'reference'"):
         loader.score(None, None, origin="valid")
 
 

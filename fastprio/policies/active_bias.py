@@ -76,6 +76,11 @@ class ActiveBias(Policy):
             raise ValueError(f"smoothness = {smoothness}: expected a number > 0 with draws=True")
         self.smoothness, self.warm_up, self.draws = smoothness, integer("warm_up", warm_up, 0), bool(draws)
 
+    @property
+    def by_batch(self) -> bool:
+        """Where it weighs."""
+        return not self.draws
+
     def _spreads(self, columns: Columns, indices: Int64, dtype: type[np.floating[Any]]) -> Any:
         spreads = np.empty(indices.size, dtype)
         _spread(indices, columns["n"], columns["squares"], self.smoothness, spreads)

@@ -92,6 +92,7 @@ class AlignPrune(Policy):
     """
 
     acts = "epoch, weight"
+    shardable = False
     infallible = True
 
     def __init__(

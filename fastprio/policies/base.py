@@ -101,12 +101,17 @@ class Policy:
     store then spares the copies from which it would undo a failed call. It counts in the class that defines
     ``observe``, not in one derived from it. (An interrupt may leave columns a batch newer than priorities.)"""
 
+    shardable: bool = True
+    """Whether each rank may keep a store of its own shard: not where plans leave examples out, nor where the policy's
+    law is of all examples together."""
+
     state: dict[str, Any]
+    _taken: bool  # whether a store has it
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Gives every policy its own empty ``state``, whether or not its constructor calls this one."""
         self = super().__new__(cls)
-        self.state = {}
+        self.state, self._taken = {}, False
         return self
 
     def __repr__(self) -> str:
@@ -121,6 +126,16 @@ class Policy:
     @property
     def needs_unbiased(self) -> bool:
         """Whether its weights need draws that are independent of each other's outcome (no "unique", no "epoch")."""
+        return False
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether its weights are relative to a batch, so that draws must come in batches."""
+        return False
+
+    @property
+    def needs_repeats(self) -> bool:
+        """Whether it sets examples aside by priority zero, so that too few may be left to draw without repeats."""
         return False
 
     def start(self, store: ScoreStore) -> None:
@@ -145,6 +160,9 @@ class Policy:
         once without any rows when a store is made, to compile loops.
         """
         return None
+
+    def resized(self, store: ScoreStore, before: int) -> None:
+        """Called when the store has been resized, from ``before`` examples; rows that are new are zero."""
 
     def unseen(self) -> float:
         """The priority of an example that was never scored, once covering is over."""

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @kernel
-def _observe(score: Float32, indices: Int64, loss: Float32, alpha: float) -> None:
+def _observe(score: Float32, indices: Int64, loss: Float32, alpha: float, by_mean: bool) -> None:
     total = 0.0
     for j in range(loss.size):
         total += loss[j]
     for j in range(indices.size):
         i = indices[j]
-        score[i] = alpha * score[i] + (1.0 - alpha) * (total / loss.size)
+        score[i] = alpha * score[i] + (1.0 - alpha) * (total / loss.size if by_mean else loss[j])
 
 
 @register("bls")
@@ -37,7 +37,8 @@ class BatchLossScore(Policy):
         host: the name of a policy that plans by column "loss" alone, such as "infobatch" or "seta": it finds s there.
         host_config: the host's arguments by name; None: its defaults.
 
-    A batch is what one ``step`` or ``update`` has, of all ranks together. One that comes twice in it moves twice.
+    A batch is what one ``step`` or ``update`` has, of all ranks together; a row is a move. Losses of a
+    score pass are taken as they come, a row each: have it return the mean of each of its batches, expanded.
     An example never scored is what it is for the host. Cost: 4 bytes an example.
 
     Source: "Batch Loss Score" (BLS), CVPR 2026, code mrazhou/BLS; alpha = 0.9 is the default of that code's class (its
@@ -46,6 +47,7 @@ class BatchLossScore(Policy):
 
     columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     acts = "epoch, weight"
+    shardable = False
     infallible = True
 
     def __init__(
@@ -61,7 +63,7 @@ class BatchLossScore(Policy):
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Moves the scores, of losses from training and from scoring alike."""
         if obs.origin != "reference":
-            _observe(columns["loss"], indices, obs.loss, self.alpha)
+            _observe(columns["loss"], indices, obs.loss, self.alpha, obs.origin == "train")
         return None
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:

@@ -49,7 +49,7 @@ class DynUnc(FixedSet):
     scores by chance, and on those without.
 
     Args:
-        after: the first epoch with fewer examples, from 0; >= 1. Before ``window`` presentations there are no scores.
+        after: the first epoch with fewer examples, from 0; >= window, before which there are no scores.
         keep: share of the scored examples that is trained on from then on, in (0, 1].
         window: presentations in a stretch, in [2, 127].
 
@@ -68,6 +68,8 @@ class DynUnc(FixedSet):
     def __init__(self, after: int, keep: float, window: int = 10) -> None:
         super().__init__(after, keep)
         self.window = integer("window", window, 2, 127)
+        if self.after < self.window:
+            raise ValueError(f"after = {after}: expected at least window = {window}, before which there are no scores")
 
     @property
     def columns(self) -> Mapping[str, str | tuple[str, int]]:  # type: ignore[override]

@@ -51,6 +51,7 @@ class EL2N(Policy):
     requires = ("error_norm",)
     example = {"keep": 0.5}  # noqa: RUF012
     acts = "epoch"
+    shardable = False
     forwards = "all, once"
     infallible = True
 

@@ -23,6 +23,7 @@ class FixedSet(Policy):
 
     columns = {"left_out": "bit"}  # noqa: RUF012 (never changed)
     acts = "epoch"
+    shardable = False
 
     def __init__(self, after: int, keep: float) -> None:
         self.after = integer("after", after, 1)

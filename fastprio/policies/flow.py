@@ -39,6 +39,7 @@ class FLOW(Policy):
     columns = {"reference": "float32", "referenced": "bit"}  # noqa: RUF012 (never changed)
     forwards = "all, once"
     acts = "draw, weight"
+    shardable = False
     infallible = True
 
     def __init__(self, tau: float | None = None, draws: bool = False) -> None:

@@ -23,7 +23,9 @@ class GroupDRO(Grouped):
     that was never observed has the share 1 / (number of groups with examples), and the others divide the rest.
 
     Args:
-        groups, count: as in ``Grouped``.
+        groups: integers [N] in [0, count), each example's group. None: all are in group 0 until
+            ``store.column("group")[:] = ...`` and ``store.policy.regroup(store)``; so are those that a store grows by.
+        count: K, how many groups there are, in [1, 65536]; some may be empty.
         temperature: > 0, in units of the loss; small draws the worst group, large all alike.
         ema: in [0, 1): share of the old value; 0 remembers the last batch's mean.
         reweight: True visits every example once an epoch, uniformly, and gives it the weight p_k N / N_k instead of

@@ -59,6 +59,7 @@ class InstanceEarlyStopping(Policy):
     """
 
     acts = "epoch"
+    shardable = False
     forwards = "the left-out, each epoch"
     infallible = True
 

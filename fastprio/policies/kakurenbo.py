@@ -62,6 +62,7 @@ class Kakurenbo(Policy):
     requires = ("correct", "confidence")
     example = {"warm_up": 1}  # noqa: RUF012
     acts = "epoch"
+    shardable = False
     forwards = "the left-out, each epoch"
     infallible = True
 

@@ -17,6 +17,7 @@ class LastLoss(Policy):
 
     columns = {"loss": "float32"}  # noqa: RUF012 (never changed)
     infallible = True
+    shardable = False
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the last loss."""
@@ -35,6 +36,7 @@ def host_of(host: str, config: Mapping[str, Any] | None) -> Policy:
     made = make(host, **(config or {}))
     overrides = any(getattr(type(made), name) is not getattr(Policy, name) for name in ("draw", "weights", "start"))
     plans = type(made).plan is not Policy.plan
-    if not plans or overrides or set(made.columns) != {"loss"} or made.requires or made.state:
+    learns = type(made).observe in (Policy.observe, LastLoss.observe)
+    if not plans or overrides or not learns or set(made.columns) != {"loss"} or made.requires or made.state:
         raise ValueError(f"host = {host!r}: expected a policy that does no more than plan by column 'loss'")
     return made

@@ -57,6 +57,7 @@ class LateStopping(Policy):
     requires = ("correct",)
     example = {"keep": 0.98}  # noqa: RUF012
     acts = "epoch"
+    shardable = False
     forwards = "those trained on, each epoch"
     infallible = True
 

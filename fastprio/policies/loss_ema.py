@@ -46,7 +46,7 @@ class LossEMA(Policy):
 
     s begins at 1 / N. In w the loss counts at once and s, the average before it, smooths: w answers to how the loss
     changes too. With ``prune`` it is ESWP: from the second epoch on, the examples of the lowest s are set aside until
-    the next epoch's start: priority zero, whatever losses come for them meanwhile.
+    the next epoch's start: priority zero, whatever losses come for them meanwhile. The epoch has as many draws.
 
     Args:
         beta1, beta2: in [0, 1].
@@ -64,7 +64,7 @@ class LossEMA(Policy):
     forwarded; this draws from all examples by the w that they had when last trained on, without that pass.
     """
 
-    acts = "epoch, draw"
+    acts = "draw"
     least_loss = 0.0
     infallible = True
 
@@ -80,6 +80,11 @@ class LossEMA(Policy):
         self.burn_in = integer("burn_in", burn_in, 0)
         self.needs_epochs = anneal > 0
         self.columns = {"average": "float32", "score": "float32", **({"aside": "bit"} if prune else {})}
+
+    @property
+    def needs_repeats(self) -> bool:
+        """With ``prune``."""
+        return self.prune > 0
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Moves s and w, of losses from training and from scoring alike, and returns w."""

@@ -96,6 +96,11 @@ class LossPower(Policy):
         """With any beta above zero."""
         return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
 
+    @property
+    def by_batch(self) -> bool:
+        """Where a batch's largest weight is one."""
+        return self.max_normalize
+
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the loss (or its moving average) and returns its power."""
         if obs.origin == "reference":

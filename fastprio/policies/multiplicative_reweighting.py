@@ -39,7 +39,7 @@ class MultiplicativeReweighting(Policy):
         draws: draw in proportion to w_i instead, as it is at each epoch's start, with weights 1; with update="train"
             only.
 
-    An example never scored has C = 0. Cost: 8 bytes an example.
+    An example never scored has C = 0. Every pass counts: two at an epoch's end add up. Cost: 8 bytes an example.
     Source: Bar et al., "Multiplicative Reweighting for Robust Neural Network Optimization", arXiv 2102.12192; eta 0.01,
     r = 1 and "score" are its code's. r < 1 is a form in which exponentiated gradient reweighting (Majidi et al., arXiv
     2104.01493) is remembered, not checked against its text; "train" and drawing are ours. That code's limit on weights
@@ -49,7 +49,8 @@ class MultiplicativeReweighting(Policy):
 
     columns = {"cumulative": "float64"}  # noqa: RUF012 (never changed)
     acts = "draw, weight"
-    forwards = "all, each epoch"
+    shardable = False
+    forwards = "all, each epoch; none with update='train'"
     infallible = True
 
     def __init__(
@@ -63,6 +64,11 @@ class MultiplicativeReweighting(Policy):
         if draws and update != "train":
             raise ValueError(f"draws = True: expected update = 'train' with it, got {update!r}")
         self.eta, self.regularization, self.update, self.draws = eta, regularization, update, draws
+
+    @property
+    def by_batch(self) -> bool:
+        """Where it weighs."""
+        return not self.draws
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Adds the losses to the cumulative ones."""

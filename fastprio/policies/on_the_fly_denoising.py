@@ -57,6 +57,7 @@ class OnTheFlyDenoising(Policy):
 
     example = {"epoch": 2, "history": 2, "threshold": 10.0}  # noqa: RUF012
     acts = "epoch"
+    shardable = False
     forwards = "none"
     infallible = True
 

@@ -23,10 +23,12 @@ class OnlineDataMixing(Grouped):
     After each update, for the K groups and those of them that are in the batch (loss_k: the mean over its rows there):
     R_k <- alpha R_k + (1 - alpha) scale loss_k / pi_k, and then, with t = 1, 2, ... updates since the warm-up,
     pi_k = (1 - K eps_t) exp(eps_{t-1} R_k) / sum_j exp(eps_{t-1} R_j) + eps_t. The share that is drawn uniformly is
-    eps_t = min(1 / K, max(floor, sqrt(ln K / (K t)))), eps_0 = 1 / K.
+    eps_t = min(1 / K, max(floor, sqrt(ln K / (K t)))), eps_0 = 1 / K. K and the sum are of the groups with examples.
 
     Args:
-        groups, count: as in ``Grouped``; count is K.
+        groups: integers [N] in [0, count), each example's group. None: all are in group 0 until
+            ``store.column("group")[:] = ...`` and ``store.policy.regroup(store)``; so are those that a store grows by.
+        count: how many groups there are, in [1, 65536]; some may be empty.
         alpha: in [0, 1): share of the old reward. scale: in (0, 1e100], of the losses.
         floor: in [0, 1], the least eps; 1 / K where that is smaller.
         warm_up: >= 0 updates that learn nothing and draw the groups in proportion to their sizes.
@@ -62,11 +64,11 @@ class OnlineDataMixing(Grouped):
         self.alpha, self.scale, self.floor, self.warm_up = alpha, scale, floor, integer("warm_up", warm_up, 0)
         self.state.update(reward=np.zeros(self.count), pi=np.zeros(self.count), updates=0)
 
-    def eps(self, t: int) -> float:
-        """The least probability of a group after t updates."""
+    def eps(self, t: int, count: int) -> float:
+        """The least probability of a group after t updates, of ``count`` that have examples."""
         if t == 0:
-            return 1 / self.count
-        return min(1 / self.count, max(self.floor, math.sqrt(math.log(self.count) / (self.count * t))))
+            return 1 / count
+        return min(1 / count, max(self.floor, math.sqrt(math.log(count) / (count * t))))
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Moves the rewards of the groups in the batch, and pi."""
@@ -80,12 +82,19 @@ class OnlineDataMixing(Grouped):
         if t > 0:
             here, reward = rows > 0, self.state["reward"]
             reward[here] = (self.alpha * reward + (1 - self.alpha) * self.scale * means / pi)[here]
-            eps = self.eps(t)
-            self.state["pi"][:] = (1 - self.count * eps) * softmax(self.eps(t - 1) * reward) + eps
+            present = self.sizes > 0
+            count = int(np.count_nonzero(present))
+            eps = self.eps(t, count)
+            law = (1 - count * eps) * softmax(self.eps(t - 1, count) * reward[present]) + eps
+            self.state["pi"][:] = 0
+            self.state["pi"][present] = law
         return None
 
     def p(self) -> Float64:
         """The law of the next draws."""
         sizes = self.sizes
-        pi: Float64 = self.state["pi"] if self.state["updates"] > self.warm_up else sizes / sizes.sum()
+        pi: Float64 = np.where(sizes > 0, self.state["pi"], 0.0)
+        if self.state["updates"] <= self.warm_up or not pi.any():
+            pi = sizes.astype(np.float64)
+        pi /= pi.sum()
         return pi

@@ -40,7 +40,7 @@ ROUNDS = 10_000  # of k-means, which ends long before; a bound because rounding 
 
 def share_of(n: int, share: float) -> int:
     """floor(share * n), where a share such as 1 - 0.8 may be a little less than it means."""
-    return min(n, int(share * n + 1e-9))
+    return min(n, int(share * n * (1 + 4e-16) + 1e-9))
 
 
 def codes_of(trained: Mask, others: int = OUT) -> Uint8:
@@ -214,12 +214,12 @@ def pruned(where: Mask, ratio: float, rng: Rng) -> tuple[Uint8, tuple[float, ...
     return codes, (0.0, 1.0, m / kept, 0.0)
 
 
-def accepted(shares: Any, beta: float, u: Any) -> Any:
-    """bool [n]: u < share ^ beta, the acceptance of Selective-Backprop; of numpy arrays, or of tensors.
+def accepted(shares: Any, beta: float, u: Any, least: float = 0.0) -> Any:
+    """bool [n]: u < max(share ^ beta, least), the acceptance of Selective-Backprop; of numpy arrays, or of tensors.
 
     shares: of the losses remembered, those below each, in [0, 1). u: uniform in [0, 1). About 1 / (beta + 1) pass.
     """
-    return u < shares**beta
+    return (u < shares**beta) | (u < least)
 
 
 # By rank.
@@ -228,7 +228,7 @@ def accepted(shares: Any, beta: float, u: Any) -> Any:
 def geometric_ranks(u: Float64, n: int, pressure: float) -> Int64:
     """int64 [k], ranks in [0, n) with P(r) ~ pressure^(-r / n), from u uniform in [0, 1). Cost: O(1) each.
 
-    The first rank is ``pressure`` times as likely as the last but one step; pressure >= 1, and 1 is uniform.
+    The first rank is pressure^(1 - 1/n) times as likely as the last; pressure >= 1, and 1 is uniform.
     """
     if pressure == 1:
         ranks = u * n

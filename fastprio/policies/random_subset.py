@@ -32,8 +32,9 @@ class RandomSubset(Policy):
     arXiv 2305.18424; both variants are its own, without replacement being its main one. keep has no default there.
     """
 
-    example = {"keep": 0.1}  # noqa: RUF012 (never changed)
+    example = {"keep": 0.25}  # noqa: RUF012 (never changed)
     acts = "epoch"
+    shardable = False
 
     def __init__(self, keep: float, fresh: bool = False) -> None:
         if not 0 < keep <= 1:

@@ -26,13 +26,14 @@ class RankBased(LastLoss):
     draws are successive, without replacement. The probability that comes with a draw is that of a single draw.
 
     Args:
-        pressure: >= 1, how many times likelier the first rank is than the last; 1 is uniform. A pair goes by equal
-            factors from the first value to the second, from the end of the warm-up to the end of training.
+        pressure: >= 1; the first rank is pressure^(1 - 1/N) times as likely as the last; 1 is uniform. A pair goes by
+            equal factors from the first value to the second, from the end of the warm-up to the end of training.
         refresh: >= 1, epochs from one ranking to the next. A store of another size is ranked at the next epoch.
         warm_up: >= 0, epochs of uniform training at first.
 
     An example never scored ranks before all others, and equal losses in random order. Draws before the first ranking
-    are uniform. No weights. Needs ``epochs=`` where the pressure changes.
+    are uniform. Where covering ends inside a batch, and without a batch size, an example may come twice. No weights.
+    Needs ``epochs=`` where the pressure changes.
 
     Cost: 8 bytes an example.
 
@@ -52,16 +53,23 @@ class RankBased(LastLoss):
         self.pressure: Span = span("pressure", pressure, least=1)
         self.refresh, self.warm_up = integer("refresh", refresh, 1), integer("warm_up", warm_up, 0)
         self.needs_epochs = isinstance(self.pressure, tuple)
-        self.state = {"ranked": 0}
+        self.state = {"ranked": 0, "epoch": 0}
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan | None:
         """Ranks, where it is time to."""
         if clock.epoch < self.warm_up:
             return Plan()
-        if (clock.epoch - self.warm_up) % self.refresh == 0 or self.state["ranked"] != len(store):
-            store.column("order")[:] = ranking(unseen_first(store.column("loss"), store.seen()), rng)
-            self.state["ranked"] = len(store)
+        state, seen = self.state, store.seen()
+        due = state["ranked"] != len(store) or not 0 <= clock.epoch - state["epoch"] < self.refresh
+        if due and seen.any():
+            store.column("order")[:] = ranking(unseen_first(store.column("loss"), seen), rng)
+            state.update(ranked=len(store), epoch=clock.epoch)
         return None
+
+    def resized(self, store: ScoreStore, before: int) -> None:
+        """What is left of an order is none: uniform until the next ranking."""
+        if len(store) < before:
+            self.state["ranked"] = 0
 
     def draw(self, store: ScoreStore, count: int, clock: Clock, rng: Rng) -> tuple[Int64, Float64]:
         """Ranks by the closed form, and the examples that have them."""

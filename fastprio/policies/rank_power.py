@@ -56,6 +56,11 @@ class RankPower(LastLoss):
         self.beta = span("beta", beta, least=0)
 
     @property
+    def by_batch(self) -> bool:
+        """Where a batch's largest weight is one."""
+        return self.max_normalize
+
+    @property
     def needs_unbiased(self) -> bool:
         """With any beta above zero."""
         return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0

@@ -91,6 +91,7 @@ class RePB(Policy):
 
     example = {"ratio": 0.5}  # noqa: RUF012 (never changed)
     acts = "epoch, weight"
+    shardable = False
     infallible = True
 
     def __init__(self, ratio: float, window: int = 1) -> None:

@@ -30,7 +30,7 @@ class ReplayMixture(Policy):
 
     Args:
         replay: share of the draws from the pool, in [0, 1].
-        boundary: how many examples are the pool at first, in [0, N].
+        boundary: how many examples are the pool at first, >= 0; all, where it is more than there are.
 
     ``begin_task`` makes everything so far the pool. Nothing is learnt from losses. A draw's probability is its source's
     share over its source's size. Cost: nothing an example; up to 1 MB in all.
@@ -40,6 +40,7 @@ class ReplayMixture(Policy):
 
     example = {"replay": 0.25}  # noqa: RUF012
     acts = "draw"
+    shardable = False
 
     def __init__(self, replay: float, boundary: int = 0) -> None:
         if not 0 <= replay <= 1:
@@ -47,10 +48,6 @@ class ReplayMixture(Policy):
         self.replay, self.boundary = replay, integer("boundary", boundary, 0, 1 << 32)
         self.state = {"boundary": self.boundary}
         self._pieces: list[tuple[tuple[int, ...], Int64]] = [((), np.empty(0, np.int64))] * 2  # made again at will
-
-    def start(self, store: ScoreStore) -> None:
-        """Checks the boundary."""
-        integer("boundary", self.boundary, 0, len(store))
 
     def begin_task(self, store: ScoreStore, size: int) -> None:
         """Makes all examples of the store the pool, and grows it to ``size``, more than it has, for the new ones."""

@@ -61,7 +61,7 @@ def stepwise(steps: Sequence[tuple[int, float]], epoch: int, before: float = 1.0
 
 
 def between(epoch: float, begin: float, end: float) -> float:
-    """How far ``epoch`` is on the way from ``begin`` to ``end``, in [0, 1]; 1 where they are the same."""
+    """How far ``epoch`` is on the way from ``begin`` to ``end``, in [0, 1]; a step where they are the same."""
     return min(1.0, max(0.0, (epoch - begin) / (end - begin))) if end > begin else float(epoch >= begin)
 
 

@@ -49,6 +49,7 @@ class SecondSplitForgetting(Policy):
     requires = ("correct",)
     example = {"first_epochs": 2}  # noqa: RUF012
     acts = "epoch"
+    shardable = False
     forwards = "half, each epoch"
     infallible = True
 
@@ -86,9 +87,10 @@ class SecondSplitForgetting(Policy):
         return Plan(codes_of(~half, SCORE), score=(SCORE,), info={"phase": 2, "phase_over": over})
 
     def learned_at(self, store: ScoreStore) -> Int64:
-        """int64 [size]: the first epoch of phase 1, from 1, after which an example was always right.
+        """int64 [size]: the first epoch of phase 1, from 1, from which on an example was always right.
 
-        0: never wrong. The number of epochs evaluated, plus one: wrong to the last. -1: not in A, or not evaluated yet.
+        0: never wrong. The number of epochs evaluated, plus one: wrong to the last. -1: not in A, or A was not
+        evaluated yet (an example of A that was left out of all passes counts as never wrong).
         """
         last = store.column("last_incorrect").astype(np.int64)
         return self._of_half(store, np.where(last > 0, last + 1, 0), phase=1)
@@ -96,7 +98,8 @@ class SecondSplitForgetting(Policy):
     def forgotten_at(self, store: ScoreStore) -> Int64:
         """int64 [size]: the first epoch of phase 2, from 1, from which on an example was always wrong.
 
-        The number of epochs evaluated, plus one: never forgotten for good. -1: not in A, or not evaluated yet.
+        The number of epochs evaluated, plus one: never forgotten for good. -1: not in A, or A was not evaluated yet (an
+        example of A that was left out of all passes counts as forgotten at once).
         """
         return self._of_half(store, store.column("last_correct").astype(np.int64) + 1, phase=2)
 

@@ -38,6 +38,7 @@ class StaleSelectiveBackprop(Policy):
     Args:
         beta: >= 0; about 1 / (beta + 1) of the examples are trained on; 0 trains on all.
         staleness: in [1, 255] epochs; 1 forwards everything each epoch, those trained on too.
+        least_chance: in [0, 1], of any example; with 0 the smallest loss is never trained on.
 
     An example never scored is trained on. Where none would be, and none scored, the one of the largest loss is.
     Losses of training and of a score pass count. Cost: 5 bytes an example.
@@ -48,12 +49,15 @@ class StaleSelectiveBackprop(Policy):
 
     columns = {"loss": "float32", "age": "uint8"}  # noqa: RUF012 (never changed)
     acts = "epoch"
+    shardable = False
     forwards = "the left-out, every few epochs"
     infallible = True
 
-    def __init__(self, beta: float = 3.0, staleness: int = 3) -> None:
+    def __init__(self, beta: float = 3.0, staleness: int = 3, least_chance: float = 0.0) -> None:
         positive_finite(beta=beta)
-        self.beta, self.staleness = beta, integer("staleness", staleness, 1, 255)
+        if not 0 <= least_chance <= 1:
+            raise ValueError(f"least_chance = {least_chance}: expected 0 <= least_chance <= 1")
+        self.beta, self.staleness, self.least_chance = beta, integer("staleness", staleness, 1, 255), least_chance
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the last loss, and how old it will be, in epochs, when the next plan is made."""
@@ -67,7 +71,7 @@ class StaleSelectiveBackprop(Policy):
         loss, age, seen = store.column("loss"), store.column("age"), store.seen()
         trained = ~seen
         shares = shares_below(loss[seen], rng)
-        trained[seen] = accepted(shares, self.beta, rng.random(len(shares)))
+        trained[seen] = accepted(shares, self.beta, rng.random(len(shares)), self.least_chance)
         due = ~trained & (age >= self.staleness - 1)
         if not trained.any() and not due.any():
             trained = highest(loss, 1, rng)

@@ -18,7 +18,7 @@ class Uniform(Policy):
     What ``torch.utils.data.RandomSampler`` does, in O(1) memory. Cost: no bytes an example.
     """
 
-    acts = "epoch"
+    acts = "draw"
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Everything, every epoch."""

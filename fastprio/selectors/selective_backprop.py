@@ -76,6 +76,11 @@ class SelectiveBackprop(Selector):
     ) -> Selection:
         """Accepts by chance; the accepted positions stand at the front, their number is ``count``."""
         n, device = len(losses), losses.device
+        if self.history is None and (columns is None or "loss" not in columns):
+            raise ValueError(
+                "history = None: expected a store with a column 'loss' (columns=), such as a PriorityLoader of policy "
+                "'infobatch' has"
+            )
         if clock.epoch < self.accept_all_epochs:
             return Selection(torch.arange(n, device=device))
         mine = losses.detach().float()
@@ -84,8 +89,8 @@ class SelectiveBackprop(Selector):
             return Selection(torch.arange(n, device=device))
         below = torch.searchsorted(remembered, mine)  # strictly below
         u = torch.from_numpy(rng.random(n)).to(device, non_blocking=True)
-        accepted = primitives.accepted(below.double() / len(remembered), self.beta, u) | (u < self.least_chance)
-        accepted &= torch.isfinite(mine)
+        shares = below.double() / torch.isfinite(remembered).sum().clamp(min=1)
+        accepted = primitives.accepted(shares, self.beta, u, self.least_chance) & torch.isfinite(mine)
         # Sorting brings the accepted to the front, in order, without asking the device how many they are.
         positions = torch.sort(accepted.to(torch.uint8), descending=True, stable=True).indices
         return Selection(positions, count=accepted.sum())
@@ -93,11 +98,10 @@ class SelectiveBackprop(Selector):
     def _last(self, mine: torch.Tensor) -> torch.Tensor:
         recent = torch.cat([self.state["losses"].to(mine.device), mine])[-(self.history or 0) :]
         self.state["losses"] = recent
-        return recent.sort().values
+        # What is not finite stands behind all others, and does not count.
+        return torch.where(torch.isfinite(recent), recent, torch.inf).sort().values
 
     def _of_store(self, columns: Any, clock: Clock, device: torch.device) -> torch.Tensor:
-        if columns is None or "loss" not in columns:
-            raise ValueError("history = None: expected a store with a column 'loss', such as that of policy 'loss'")
         if self.state["epoch"] != clock.epoch:
             loss = columns["loss"]
             seen = primitives.unpacked(columns["seen"], len(loss))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -40,7 +41,12 @@ class Registry(Generic[M]):
     def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
         """Class decorator: gives a class its name. ValueError if another class has it."""
 
+        if not isinstance(name, str):
+            raise TypeError(f'name = {name!r}: expected a string: @register("name")')
+
         def add(method: type[M]) -> type[M]:
+            if not (isinstance(method, type) and issubclass(method, self._base)):
+                raise TypeError(f"{name!r}: expected a class derived from {self._base.__name__}, got {method!r}")
             before = self._known.get(name)
             whose = (method.__module__, method.__qualname__)
             if before is not None and (before.__module__, before.__qualname__) != whose:
@@ -65,9 +71,12 @@ class Registry(Generic[M]):
                 raise ValueError(f"{self._kind} = {name!r}: expected a class derived from {self._base.__name__}")
             return found
         if name not in self._known:
+            names = {word.lower(): known for known, of in self._known.items() for word in (known, of.__name__)}
+            near = difflib.get_close_matches(name.lower(), names, 1)
+            meant = f"; did you mean {names[near[0]]!r}?" if near else ""
             raise ValueError(
                 f"{self._kind} = {name!r}: expected a {self._base.__name__}, 'package.module:Class', or one of "
-                f"{', '.join(sorted(self._known))} (one of your own has its name once its module is imported)"
+                f"{', '.join(sorted(self._known))} (one of your own has its name once its module is imported){meant}"
             )
         return self._known[name]
 
@@ -85,8 +94,11 @@ class Registry(Generic[M]):
         if not isinstance(method, str):
             raise ValueError(f"{self._kind} = {method!r}: expected a {self._base.__name__} or its name")
         found = self.find(method)
-        taken = inspect.signature(found.__init__).parameters
-        missing = [n for n in found.example if n not in config and taken[n].default is inspect.Parameter.empty]
+        missing = [
+            p.name
+            for p in list(inspect.signature(found.__init__).parameters.values())[1:]
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in config
+        ]
         if missing:
             arguments = ", ".join(f"{name}=" for name in missing)
             raise ValueError(
@@ -96,7 +108,7 @@ class Registry(Generic[M]):
         return found(**config)
 
     def example(self, name: str) -> M:
-        """A new one by its class's name, with the example values of arguments that have no default."""
+        """A new one by its class's name, with the example values that its class gives for some arguments."""
         found = self.find(name)
         return found(**found.example)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,13 @@ COMMANDS = {
 
 # What may be missing although fastprio is installed -> the extra that brings it.
 EXTRAS = {"rich": "study", "matplotlib": "study", "sklearn": "study"}
+
+
+def look_here() -> None:
+    """From now on modules are also found in the current folder, as they are by ``python -m``."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # to stay: what is found may import later
 
 
 def main(argv: Sequence[str] | None = None) -> int:

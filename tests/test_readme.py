@@ -87,7 +87,7 @@ def test_one_place_has_the_version():
     assert found == ["_version.py"]
 
 
-@pytest.mark.parametrize("names", ["Kakurenbo", "SelectiveBackprop"])
+@pytest.mark.parametrize("names", ["Kakurenbo", "LateStopping", "SelectiveBackprop"])
 def test_the_loops_of_methods_train(names):
     policies = (ROOT / "fastprio" / "policies" / "README.md").read_text()
     found = blocks("python") + re.findall(r"```python\n(.*?)```", policies, re.DOTALL)
@@ -98,5 +98,9 @@ def test_the_loops_of_methods_train(names):
     space = {"fastprio": fastprio, "dataset": data, "epochs": 3, "model": model, "loader": loader}
     source = source.replace("256", "16").replace("128", "16").replace("...", "loss.backward()")
     source += "" if "backward" in source else "    loss.backward()\n"
-    exec(source, space | {"F": torch.nn.functional})
+    space |= {"F": torch.nn.functional, "new_model": lambda: model}
+    if names == "LateStopping":
+        scored = next(block for block in found if "def scored" in block)
+        exec(scored[: scored.index("loader =")], space)
+    exec(source, space)
     assert model.weight.grad.abs().sum() > 0

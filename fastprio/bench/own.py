@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from fastprio.bench import machine, present, stamp
 from fastprio.bench.training import Arm, compare, prioritized_like
+from fastprio.cli import look_here
 
 
 class LoaderError(Exception):
@@ -38,13 +38,13 @@ def resolve(spec: str) -> DataLoader[Any]:
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise LoaderError(f"--loader {spec}: expected MODULE:CALLABLE, such as mydata:make_loader")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # to stay: a loader may import when it is iterated
+    look_here()
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise LoaderError(f"--loader {spec}: no module {error.name!r}, neither installed nor in {here}") from error
+        raise LoaderError(
+            f"--loader {spec}: no module {error.name!r}, neither installed nor in {Path.cwd()}"
+        ) from error
     except Exception as error:
         raise LoaderError(f"--loader {spec}: importing {module}: {_said(error)}") from error
     for part in name.split("."):

@@ -113,6 +113,7 @@ class Selector:
         clock: Clock | None = None,
         columns: Any = None,
         indices: Callable[[Any], Any] | None = None,
+        drop_last: bool = False,
         process_group: Any = None,
     ) -> Iterator[Any]:
         """Forwards every batch of a loader, gathers what is chosen, and yields full batches of the same structure.
@@ -130,11 +131,13 @@ class Selector:
                 or that it was not scored. Its own importance weights are not applied. Another loader that draws from a
                 store is told by ``score``.
             score: batch -> losses [n], or (losses, {name: observation [n]}) for a loader whose policy needs more. It is
-                called without gradients, and puts the model's mode right by itself.
+                called without gradients. The model's mode is not touched: let it call ``model.eval()`` and back where
+                there is dropout or batch norm.
             clock: epoch and progress; by default the store's, or else the epoch is how many times ``batches`` was
                 gone through before. The selector's own clock counts the batches it has seen as its step.
             columns, indices: for selectors that read columns: those of a store, and batch -> indices int64 [n]. By
                 default those of the loader's store, and ``loader.indices``.
+            drop_last: leave out last batches that are smaller, as batch norm may need it.
             process_group: where there are several ranks; by default torch's default group, if there is one.
 
         Yields: batches of ``batch_size`` examples; the last one may be smaller. A fixed number comes at once. What is
@@ -175,7 +178,7 @@ class Selector:
                 for _ in range(ready):
                     yield self._show(queue.take(self.batch_size), now)
             queue.settle()
-            ready = -(-queue.length // self.batch_size)
+            ready = queue.length // self.batch_size if drop_last else -(-queue.length // self.batch_size)
             if together is not None:
                 fewest, mean = together.end(made + ready, self.shared)
                 ready = fewest - made

@@ -26,7 +26,8 @@ class VarianceReduction(Selector):
 
     Scores are what ``score`` returns: losses, or ``gradient_norm(logits, targets)``. (Then pass
     ``mean(losses, scores=gradient_norm(...))``; a PriorityLoader is told of the scores, not of losses.) A score that is
-    zero, negative or not finite is never drawn, unless all are so; then all are equally likely.
+    zero, negative or not finite is never drawn, unless all are so; then all are equally likely. Where most scores are
+    small the weights of those drawn are large: a learning rate that is right for uniform batches may be too high.
 
     Args:
         batch_size: b, how many are drawn of a pool (of a smaller pool: as many as it has), and the size of the

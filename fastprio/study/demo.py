@@ -29,6 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import fastprio
 from fastprio.bench.training import Choosing
+from fastprio.cli import look_here
 from fastprio.policies import example, observations
 from fastprio.study import report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
@@ -88,7 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help=f"examples a batch {default('batch_size')}")
     add("--lr", type=float, default=0.05, help="peak learning rate (default: %(default)s)")
     add("--examples", type=int, help=f"training examples to use {default('examples')}")
-    add("--policy", default="loss", help="a name of `fastprio methods`, or module:Class (default: %(default)s)")
+    add(
+        "--policy",
+        default="loss",
+        help="a name of `fastprio methods`, or module:Class; arguments without a default get an example value, which is "
+        "printed (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="of parameters and batches (default: %(default)s)")
     # One: where another program takes a core, two threads that wait for each other were seen to be 5 times slower than
     # one, and a small model gains little from more. It also makes results independent of the number of cores.
@@ -115,6 +121,7 @@ def configure(args: argparse.Namespace) -> Config:
         threads=args.threads,
         out=args.out,
     )
+    look_here()  # for module:Class
     try:
         example(config.policy)
     except (ValueError, TypeError) as error:

@@ -1,6 +1,7 @@
 """Promise: whatever its method, every registered policy saves, resumes, refuses and survives as the protocol says."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fastprio.policies import Plan, Policy, register, registered
 from fastprio.policies.base import find, make
 from fastprio.testing import made_up
 
-NAMES = [name for name in registered() if " " not in name]  # those with blanks are other tests' own
+NAMES = [name for name, of in registered().items() if of.__module__.startswith("fastprio.")]
 EPOCHS = 10
 BY_BATCH = {"bls", "repb", "odm", "group_dro"}
 """Those whose update depends on which rows come together."""
@@ -290,7 +291,7 @@ def test_every_method_says_what_it_is():
     found = methods.rows()
     assert {row.name for row in found} >= set(NAMES)
     for row in found:
-        if " " in row.name:
+        if not row.of.__module__.startswith("fastprio."):
             continue
         assert row.source or row.name in ("uniform", "given"), row.name
         assert set(row.acts.split(", ")) <= {"epoch", "draw", "weight", "backprop"}, row.name
@@ -382,3 +383,155 @@ def test_a_method_without_defaults_says_what_it_needs():
         ValueError, match=r"it has no defaults for keep=; make it yourself, RandomSubset\(keep=\.\.\.\)"
     ):
         make("random_subset")
+
+
+def test_a_misspelt_name_is_told_the_near_one():
+    for name, meant in {
+        "kakurembo": "kakurenbo",
+        "SeTa": "seta",
+        "InfoBatch": "infobatch",
+        "unifrom": "uniform",
+    }.items():
+        with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+            make(name)
+
+
+def test_only_policies_get_names():
+    for bad in (int, len, Plan):
+        with pytest.raises(TypeError, match="expected a class derived from Policy"):
+            register("a name of the test")(bad)
+    with pytest.raises(TypeError, match="expected a string"):
+        register(Halves)
+
+
+def test_ones_own_policy_that_needs_arguments_says_which():
+    @register("needy of the test")
+    class Needy(Policy):
+        def __init__(self, a, b=1, *, c):
+            self.a, self.b, self.c = a, b, c
+
+    with pytest.raises(ValueError, match="no defaults for a=, c=; make it yourself, Needy"):
+        make("needy of the test")
+    assert make("needy of the test", a=1, c=2).config() == {"a": 1, "b": 1, "c": 2}
+
+
+# What a policy cannot do is refused before training, or warned about.
+
+
+def test_a_policy_belongs_to_one_store():
+    policy = registered()["late_stopping"](keep=0.9)
+    ScoreStore(10, policy)
+    with pytest.raises(ValueError, match=r"LateStopping\(.*\): another store has it, and its state; make a new one"):
+        ScoreStore(10, policy)
+
+
+@pytest.mark.parametrize("name", ["kakurenbo", "mr", "late_stopping", "self_paced"])
+def test_a_score_pass_that_is_forgotten_is_warned_about_once(name):
+    def run(passes):
+        training = Training(new(name, 40))
+        if not passes:
+            training.loader.score = lambda *arguments: None
+        return training.run(5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(passes=True)
+    with pytest.warns(UserWarning, match=f"policy '{name}' asked for the losses of .* call loader.score") as found:
+        run(passes=False)
+    assert len(found) == 1
+
+
+def test_a_score_pass_before_the_state_was_saved_is_not_missed_after_it():
+    training = Training(new("mr", 40)).run(2)
+    again = Training(new("mr", 40))
+    again.loader.load_state_dict(training.loader.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.run(4, begin=2)
+
+
+def test_what_an_epochs_plan_asks_for_is_not_guessed_after_a_state_was_loaded():
+    training = Training(new("kakurenbo", 40)).run(3, stop=(2, 1))
+    again = Training(new("kakurenbo", 40))
+    again.loader.load_state_dict(training.loader.state_dict())
+    with pytest.raises(RuntimeError, match="a state was loaded, and its epoch has not gone on yet"):
+        again.loader.score(nn.Identity(), lambda model, batch: batch.float())
+    again.run(3, begin=2)
+
+
+@pytest.mark.parametrize("name", ["rank", "group_dro", "odm", "replay"])
+def test_schemes_are_refused_where_the_policy_draws_in_its_own_way(name):
+    for options in ({"replacement": False}, {"scheme": "unique"}, {"scheme": "iid"}):
+        with pytest.raises(ValueError, match=f"policy '{name}' draws in its own way"):
+            PrioritySampler(new(name, 40), batch_size=8, **options)
+
+
+@pytest.mark.parametrize("options", [{"replacement": False}, {"scheme": "unique"}])
+def test_schemes_without_repeats_are_refused_where_examples_are_set_aside(options):
+    with pytest.raises(ValueError, match="sets examples aside, and may leave too few"):
+        PrioritySampler(ScoreStore(40, registered()["evolved"](prune=0.5)), batch_size=8, **options)
+    assert list(PrioritySampler(ScoreStore(40, "evolved"), batch_size=8, **options))
+
+
+def on_shards(rank, ranks):
+    found = {}
+    for name in NAMES:
+        try:
+            training = PriorityLoader(range(40), 8, policy=new(name, 20), shard="sharded")
+            batch = next(iter(training))
+            found[name] = len(batch)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_shards_are_refused_at_once_where_all_examples_are_needed_together():
+    fits = {"active_bias", "evolved", "given", "loss", "recency", "uniform"}
+    for found in on_ranks(2, on_shards, 2):
+        assert {name for name, value in found.items() if value == 8} == fits
+        assert all("goes by all examples together" in found[name] for name in set(NAMES) - fits)
+
+
+def test_recency_draws_more_than_there_are_with_repeats():
+    training = Training(new("recency", 5), batch=8, num_samples=16)
+    training.loader.set_epoch(12)
+    training.run(14, begin=12)
+    assert {len(batch) for _, batch, _ in training.batches} == {8}
+
+
+def test_a_group_that_does_not_exist_is_refused_at_the_next_epoch_and_harms_nothing():
+    store = new("group_dro", 40)
+    store.column("group")[:] = np.arange(40) * 60
+    store.update(np.arange(40), np.ones(40))  # passed over: no memory beside the groups' is written
+    loader = PriorityLoader(range(40), 8, policy=store)
+    with pytest.raises(ValueError, match=r"group\[1\] = 60: expected a group in \[0, 4\)"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("name", ["rank", "group_dro", "odm"])
+def test_a_store_that_shrinks_and_grows_again_draws_all(name):
+    store = new(name, 100)
+    store.update(np.arange(100), np.ones(100), **seen_of(store.policy, 100, 1))
+    store.begin_epoch(1)
+    store.policy.plan(store, store.clock, Rng(1, 1, 0, "plan"))
+    store.resize(50)
+    store.resize(100)
+    drawn = [store.policy.draw(store, 20, store.clock, Rng(1, 1, k, "draw"))[0] for k in range(0, 4000, 20)]
+    counts = np.bincount(np.concatenate(drawn), minlength=100)
+    assert (counts > 0).all()
+    assert counts.max() < 2000
+
+
+def ddp_statistics(rank, ranks):
+    torch.manual_seed(rank)
+    model = torch.nn.parallel.DistributedDataParallel(nn.BatchNorm1d(3))
+    with torch.no_grad():
+        model.module.running_mean += rank
+    before = model.module.running_mean.tolist()
+    loader = PriorityLoader([torch.randn(3) for _ in range(8)], 4, policy=new("mr", 8))
+    loader.score(model, lambda model, batch: model(batch).square().sum(1))
+    return before == model.module.running_mean.tolist(), model.training
+
+
+def test_a_pass_through_ddp_exchanges_no_statistics():
+    assert on_ranks(2, ddp_statistics, 2) == [(True, True)] * 2

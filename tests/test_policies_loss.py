@@ -12,7 +12,7 @@ import torch
 from helpers import P_FAIL, generator, p_value, volume
 from test_store import state_of
 
-from fastprio import PrioritySampler, ScoreStore
+from fastprio import PriorityLoader, PrioritySampler, ScoreStore
 from fastprio._kernels import get_bit, put_bit
 from fastprio._random import Rng
 from fastprio.policies import OUT, TRAIN, Clock, InfoBatch, LossPower, make
@@ -1074,3 +1074,28 @@ def test_orderdp_lets_chance_decide_between_equals(unseen):
     counts = Counter(tuple(trained(plan_of(store, 1, seed), 5)) for seed in range(n))
     pairs = list(itertools.combinations(range(5), 2))
     assert p_value(np.array([counts[p] for p in pairs]), np.full(10, n / 10)) > P_FAIL
+
+
+def test_ranks_are_made_when_there_is_something_to_rank_and_refresh_epochs_later():
+    store = ScoreStore(50, RankBased(pressure=1e4, refresh=3), epochs=20)
+    ranked = []
+    for epoch in (0, 1, 2, 3, 4, 5, 8, 9, 11):
+        before = store.column("order").tolist()
+        plan_of(store, epoch)
+        if store.column("order").tolist() != before:
+            ranked.append(epoch)
+        store.update(range(50), generator(epoch).exponential(size=50))
+    assert ranked == [1, 4, 8, 11]  # nothing was scored before epoch 1; epoch 7 was passed over
+
+
+def test_a_host_that_learns_in_its_own_way_is_refused():
+    for host in ("bls", "stale_sb"):
+        with pytest.raises(ValueError, match="expected a policy that does no more than plan by column 'loss'"):
+            BatchLossScore(host=host)
+
+
+def test_a_score_pass_has_the_means_of_its_own_batches():
+    store = ScoreStore(100, BatchLossScore(0.0), epochs=9)
+    loader = PriorityLoader(range(100), 10, policy=store)
+    loader.score(torch.nn.Identity(), lambda model, batch: batch.float().mean().expand(len(batch)))
+    assert store.column("loss").tolist() == [10 * (i // 10) + 4.5 for i in range(100)]

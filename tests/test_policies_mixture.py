@@ -745,3 +745,14 @@ def test_new_examples_of_a_store_that_grew_are_trained_on_by_stale_sb():
 def test_stale_sb_refuses_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         StaleSelectiveBackprop(**arguments)
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_every_example_has_the_least_chance_of_stale_sb(least):
+    store = ScoreStore(200, StaleSelectiveBackprop(beta=3.0, least_chance=least))
+    times = 0
+    for epoch in range(300):
+        store.update(range(200), [1.0] * 200)  # nothing is below anything
+        codes = plan_of(store, epoch, seed=epoch).codes
+        times += int((codes == TRAIN).sum())
+    assert times / (300 * 200) == pytest.approx(least, abs=0.02)

@@ -489,3 +489,12 @@ def test_permutations_of_few_are_all_equally_likely_and_follow_each_other():
         found.append((*rng.permutation(3, 0, 3).tolist(), *rng.permutation(2, 0, 2).tolist()))
     orders = [a + b for a in itertools.permutations(range(3)) for b in itertools.permutations(range(2))]
     assert evenly(found, orders) > P_FAIL
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "expected"),
+    [(10, 1 - 0.8, 2), (10**8, 1 - 0.8, 2 * 10**7), (4 * 10**9, 1 - 0.9, 4 * 10**8), (3 * 10**9, 0.7, 2_100_000_000),
+     (1 << 32, 1.0, 1 << 32), (7, 0.5, 3), (3, 0.33, 0)],
+)  # fmt: skip
+def test_a_share_is_what_it_means_at_every_size(n, share, expected):
+    assert primitives.share_of(n, share) == expected

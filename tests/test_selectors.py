@@ -628,3 +628,33 @@ def test_unknown_names_and_classes_are_refused_and_ones_own_get_a_name():
         register("selective_backprop")(type("Other", (Selector,), {}))
     assert find("fastprio.selectors.top_loss:TopLoss") is find("top_loss")
     assert copy.deepcopy(SelectiveBackprop(8)).config() == SelectiveBackprop(8).config()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.125, 0.5, 0.75])
+def test_losses_that_are_not_finite_do_not_change_the_chances_of_others(share):
+    """They take places in the history, but neither stand below anything nor count."""
+    n, rng = 64, generator(2)
+    losses = rng.exponential(size=(200, n)).astype(np.float32)
+    bad = rng.random((200, n)) < share
+    losses[bad] = rng.choice([np.nan, np.inf, -np.inf], int(bad.sum()))
+    selector, taken = SelectiveBackprop(8, 1.0, 1024, 0), 0
+    for step in range(200):
+        selection = selector(torch.from_numpy(losses[step]), clock=Clock(), rng=Rng(1, 0, step, "select"))
+        taken += len(accepted(selection))
+    finite = int((~bad).sum())
+    assert taken / finite == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_last_smaller_batch_may_be_left_out(drop_last):
+    selector = SelectiveBackprop(8, accept_all_epochs=1)
+    sizes = [
+        len(batch) for batch in selector.batches(DataLoader(torch.arange(30.0), 6), lambda b: b, drop_last=drop_last)
+    ]
+    assert sizes == ([8, 8, 8] if drop_last else [8, 8, 8, 6])
+
+
+def test_a_store_that_is_missing_is_found_at_the_first_batch():
+    selector = SelectiveBackprop(8, history=None)
+    with pytest.raises(ValueError, match=r"history = None: expected a store with a column 'loss' \(columns=\)"):
+        next(iter(selector.batches(DataLoader(torch.arange(30.0), 6), lambda b: b)))

@@ -92,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--policy",
         default="loss",
-        help="a name of `fastprio methods`, or module:Class; arguments without a default get an example value, which is "
-        "printed (default: %(default)s)",
+        help="a name of `fastprio methods`, or module:Class; arguments without a default get an example value, which "
+        "is printed (default: %(default)s)",
     )
     add("--seed", type=int, default=0, help="of parameters and batches (default: %(default)s)")
     # One: where another program takes a core, two threads that wait for each other were seen to be 5 times slower than

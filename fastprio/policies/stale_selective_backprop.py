@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import (
-    OUT,
-    SCORE,
-    TRAIN,
-    Clock,
-    Columns,
-    Observation,
-    Plan,
-    Policy,
-    positive_finite,
-    register,
-)
+from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import accepted, codes_of, highest, shares_below
 
 if TYPE_CHECKING:
@@ -52,8 +41,7 @@ class StaleSelectiveBackprop(Policy):
     infallible = True
 
     def __init__(self, beta: float = 3.0, staleness: int = 3) -> None:
-        positive_finite(beta=beta)
-        self.beta, self.staleness = beta, integer("staleness", staleness, 1, 255)
+        self.beta, self.staleness = real("beta", beta, 0), integer("staleness", staleness, 1, 255)
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the last loss, and how old it will be, in epochs, when the next plan is made."""

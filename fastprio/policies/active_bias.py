@@ -8,7 +8,7 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, flag, real, register
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -70,11 +70,10 @@ class ActiveBias(Policy):
     infallible = True
 
     def __init__(self, smoothness: float = 0.0, warm_up: int = 10, draws: bool = False) -> None:
-        if not 0 <= smoothness <= 1000:
-            raise ValueError(f"smoothness = {smoothness}: expected 0 <= smoothness <= 1000")
-        if draws and not np.float32(smoothness) > 0:
+        self.smoothness, self.draws = real("smoothness", smoothness, 0, 1000), flag("draws", draws)
+        if self.draws and not np.float32(self.smoothness) > 0:
             raise ValueError(f"smoothness = {smoothness}: expected a number > 0 with draws=True")
-        self.smoothness, self.warm_up, self.draws = smoothness, integer("warm_up", warm_up, 0), bool(draws)
+        self.warm_up = integer("warm_up", warm_up, 0)
 
     @property
     def by_batch(self) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.last_loss import host_of
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.last_loss import host_of, plain_config
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -106,7 +106,7 @@ class AlignPrune(Policy):
             raise ValueError(f"reference = {reference!r}: expected 'population' or 'given'")
         self._host = host_of(host, host_config)
         self.window, self.reference = integer("window", window, LEAST_COMMON, 32), reference
-        self.host, self.host_config = host, None if host_config is None else dict(host_config)
+        self.host, self.host_config = host, plain_config(self._host, host_config)
         self.needs_epochs = self._host.needs_epochs
         self.columns = {"loss": "float32", "losses": ("float32", self.window), "known": "uint32"}
         self.state = {"epoch": -1, "sums": np.zeros(self.window), "counts": np.zeros(self.window, np.int64)}
@@ -117,10 +117,10 @@ class AlignPrune(Policy):
             raise ValueError(f"reference = {self.reference!r}: refer() is for reference = 'given'")
         if self.state["epoch"] < 0:
             raise ValueError("refer(): no epoch has begun yet; call it at the end of each")
-        if not np.isfinite(mean_loss):
-            raise ValueError(f"mean_loss = {mean_loss}: expected a finite number")
+        if getattr(mean_loss, "ndim", None) == 0:  # a tensor's mean is a tensor
+            mean_loss = mean_loss.item()  # type: ignore[attr-defined]
         slot = self.state["epoch"] % self.window
-        self.state["sums"][slot], self.state["counts"][slot] = mean_loss, 1
+        self.state["sums"][slot], self.state["counts"][slot] = real("mean_loss", mean_loss), 1
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the epoch's loss."""

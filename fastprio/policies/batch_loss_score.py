@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.last_loss import host_of
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.last_loss import host_of, plain_config
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64
@@ -53,11 +53,9 @@ class BatchLossScore(Policy):
     def __init__(
         self, alpha: float = 0.9, host: str = "infobatch", host_config: Mapping[str, Any] | None = None
     ) -> None:
-        if not 0 <= alpha < 1:
-            raise ValueError(f"alpha = {alpha}: expected 0 <= alpha < 1")
-        self.alpha, self.host = alpha, host
-        self.host_config = None if host_config is None else dict(host_config)
+        self.alpha = real("alpha", alpha, 0, 1, below=True)
         self._host = host_of(host, host_config)
+        self.host, self.host_config = host, plain_config(self._host, host_config)
         self.needs_epochs = self._host.needs_epochs
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from fastprio._kernels import kernel
 from fastprio._random import Rng
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.fixed_set import at_least_one, checked_share
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.fixed_set import at_least_one
 from fastprio.policies.primitives import codes_of, highest, share_of
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ class EL2N(Policy):
     infallible = True
 
     def __init__(self, keep: float, skip: float = 0.0) -> None:
-        self.keep = checked_share("keep", keep)
-        if not 0 <= skip <= 1 - keep + 1e-9:
+        self.keep, self.skip = real("keep", keep, 0, 1, above=True), real("skip", skip, 0)
+        if not self.skip <= 1 - self.keep + 1e-9:
             raise ValueError(f"skip = {skip}: expected 0 <= skip <= 1 - keep")
-        self.skip = skip
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Adds what was not seen in training to the mean."""

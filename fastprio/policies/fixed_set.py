@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Plan, Policy
+from fastprio.policies.base import Clock, Plan, Policy, real
 from fastprio.policies.primitives import codes_of, packed, share_of, unpacked
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class FixedSet(Policy):
 
     def __init__(self, after: int, keep: float) -> None:
         self.after = integer("after", after, 1)
-        self.keep = checked_share("keep", keep)
+        self.keep = real("keep", keep, 0, 1, above=True)
         self.state = {"chosen": False}
 
     def chosen(self, store: ScoreStore, rng: Rng) -> Mask:
@@ -43,13 +43,6 @@ class FixedSet(Policy):
             left_out[:] = packed(~self.chosen(store, rng))
             self.state["chosen"] = True
         return Plan(codes_of(~unpacked(left_out, len(store))))
-
-
-def checked_share(name: str, share: float) -> float:
-    """The share. ValueError unless it is in (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"{name} = {share}: expected 0 < {name} <= 1")
-    return share
 
 
 def at_least_one(n: int, share: float) -> int:

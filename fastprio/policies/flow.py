@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import mark
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, flag, real, register
 from fastprio.policies.primitives import exponential
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class FLOW(Policy):
     infallible = True
 
     def __init__(self, tau: float | None = None, draws: bool = False) -> None:
-        if tau is not None and not 0 < tau < np.inf:
-            raise ValueError(f"tau = {tau}: expected a finite number > 0, or None for the median")
-        self.tau, self.draws = tau, draws
-        self.state = {"tau": tau}
+        hint = ", or None for the median"
+        self.tau = None if tau is None else real("tau", tau, 0, above=True, hint=hint)
+        self.draws = flag("draws", draws)
+        self.state = {"tau": self.tau}
 
     @property
     def observes(self) -> bool:

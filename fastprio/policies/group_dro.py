@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, flag, real, register
 from fastprio.policies.grouped import Grouped, means_by_group, softmax
 
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ class GroupDRO(Grouped):
 
     def __init__(self, groups: Any, count: int, *, temperature: float, ema: float, reweight: bool = False) -> None:
         super().__init__(groups, count)
-        if not 0 < temperature < np.inf:
-            raise ValueError(f"temperature = {temperature}: expected a finite number > 0")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema = {ema}: expected 0 <= ema < 1")
-        self.temperature, self.ema, self.reweight = temperature, ema, reweight
+        self.temperature, self.ema = real("temperature", temperature, 0, above=True), real("ema", ema, 0, 1, below=True)
+        self.reweight = flag("reweight", reweight)
         self.state.update(loss=np.zeros(self.count), observed=np.zeros(self.count, np.uint8))
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.base import Clock, Plan, real, register
 from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import pruned
 from fastprio.policies.schedules import annealing
@@ -37,11 +37,7 @@ class InfoBatch(LastLoss):
     needs_epochs = True
 
     def __init__(self, ratio: float = 0.5, delta: float = 0.875) -> None:
-        if not 0 <= ratio <= 0.9:
-            raise ValueError(f"ratio = {ratio}: expected 0 <= ratio <= 0.9")
-        if not 0 <= delta <= 1:
-            raise ValueError(f"delta = {delta}: expected 0 <= delta <= 1")
-        self.ratio, self.delta = ratio, delta
+        self.ratio, self.delta = real("ratio", ratio, 0, 0.9), real("delta", delta, 0, 1)
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """Prunes, in all but the last epochs."""

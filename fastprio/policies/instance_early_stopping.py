@@ -8,7 +8,7 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import codes_of, push
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class InstanceEarlyStopping(Policy):
     infallible = True
 
     def __init__(self, threshold: float = 1e-3, smooth: int = 3) -> None:
-        if not 0 < threshold < np.inf:
-            raise ValueError(f"threshold = {threshold}: expected a finite number > 0")
-        self.threshold, self.smooth = threshold, integer("smooth", smooth, 1, 124)
+        self.threshold, self.smooth = real("threshold", threshold, 0, above=True), integer("smooth", smooth, 1, 124)
         width = self.smooth + 3 if self.smooth > 1 else 3
         # Never of 16 bits: the differences of a high loss would be rounded to zero.
         self.columns = {"losses": ("float32", width), "count": "uint8"}

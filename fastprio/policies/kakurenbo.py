@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
-from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import codes_of, lowest, share_of, unpacked
 from fastprio.policies.schedules import stepwise
 
@@ -73,15 +74,14 @@ class Kakurenbo(Policy):
         threshold: float = 0.7,
         steps: Sequence[tuple[int, float]] = ((60, 0.8), (120, 0.6), (160, 0.4)),
     ) -> None:
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fraction = {fraction}: expected 0 <= fraction < 1")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold = {threshold}: expected 0 <= threshold <= 1")
-        epochs = [epoch for epoch, _ in steps]
-        if epochs != sorted(epochs) or not all(0 <= factor <= 1 for _, factor in steps):
-            raise ValueError(f"steps = {steps}: expected (epoch, factor in [0, 1]) with ascending epochs")
-        self.warm_up, self.fraction, self.threshold = integer("warm_up", warm_up, 0), fraction, threshold
-        self.steps = tuple((epoch, factor) for epoch, factor in steps)
+        self.warm_up = integer("warm_up", warm_up, 0)
+        self.fraction, self.threshold = real("fraction", fraction, 0, 1, below=True), real("threshold", threshold, 0, 1)
+        try:
+            self.steps = tuple((integer("epoch", epoch, 0), real("factor", factor, 0, 1)) for epoch, factor in steps)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"steps = {steps!r}: expected pairs (epoch, factor in [0, 1]); {error}") from error
+        if any(later[0] <= earlier[0] for earlier, later in pairwise(self.steps)):
+            raise ValueError(f"steps = {steps!r}: expected strictly ascending epochs")
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the last loss, and whether the prediction was right and how confident."""

@@ -33,10 +33,21 @@ def host_of(host: str, config: Mapping[str, Any] | None) -> Policy:
     """
     if not isinstance(host, str):
         raise ValueError(f"host = {host!r}: expected a policy's name")
-    made = make(host, **(config or {}))
+    if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        raise ValueError(f"host_config = {config!r}: expected the host's arguments by name, or None")
+    try:
+        made = make(host, **(config or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"host = {host!r}, host_config = {config!r}: {error}") from error
     overrides = any(getattr(type(made), name) is not getattr(Policy, name) for name in ("draw", "weights", "start"))
     plans = type(made).plan is not Policy.plan
     learns = type(made).observe in (Policy.observe, LastLoss.observe)
     if not plans or overrides or not learns or set(made.columns) != {"loss"} or made.requires or made.state:
         raise ValueError(f"host = {host!r}: expected a policy that does no more than plan by column 'loss'")
     return made
+
+
+def plain_config(host: Policy, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments that the host was made with, as it keeps them: numpy's numbers as Python's."""
+    kept = host.config()
+    return None if config is None else {name: kept.get(name, value) for name, value in config.items()}

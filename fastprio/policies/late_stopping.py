@@ -9,8 +9,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.fixed_set import at_least_one, checked_share
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.fixed_set import at_least_one
 from fastprio.policies.primitives import codes_of, packed, unpacked
 
 if TYPE_CHECKING:
@@ -68,10 +68,14 @@ class LateStopping(Policy):
         warm_up: int = 6,
         most_epochs: int = 300,
     ) -> None:
-        self.keep = checked_share("keep", keep)
-        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in rounds):
-            raise ValueError(f"rounds = {rounds}: expected pairs (k, number of rounds)")
-        self.rounds = tuple((integer("k", k, 1, 255), integer("number of rounds", m, 0)) for k, m in rounds)
+        self.keep = real("keep", keep, 0, 1, above=True)
+        if not isinstance(rounds, (tuple, list)) or not all(
+            isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in rounds
+        ):
+            raise ValueError(f"rounds = {rounds!r}: expected pairs (k, number of rounds)")
+        self.rounds = tuple(
+            (integer("rounds: k", k, 1, 255), integer("rounds: number of rounds", m, 0)) for k, m in rounds
+        )
         if not any(number for _, number in self.rounds):
             raise ValueError(f"rounds = {rounds}: expected one round at least")
         self.warm_up = integer("warm_up", warm_up, -1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import get_bit, kernel, put_bit
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import LEAST, lowest, packed, share_of
 from fastprio.policies.schedules import annealing
 
@@ -71,15 +71,11 @@ class LossEMA(Policy):
     def __init__(
         self, beta1: float = 0.2, beta2: float = 0.8, prune: float = 0.0, burn_in: int = 0, anneal: float = 0.0
     ) -> None:
-        for name, value in {"beta1": beta1, "beta2": beta2, "anneal": anneal}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value}: expected 0 <= {name} <= 1")
-        if not 0 <= prune < 1:
-            raise ValueError(f"prune = {prune}: expected 0 <= prune < 1")
-        self.beta1, self.beta2, self.prune, self.anneal = beta1, beta2, prune, anneal
+        self.beta1, self.beta2 = real("beta1", beta1, 0, 1), real("beta2", beta2, 0, 1)
+        self.prune, self.anneal = real("prune", prune, 0, 1, below=True), real("anneal", anneal, 0, 1)
         self.burn_in = integer("burn_in", burn_in, 0)
-        self.needs_epochs = anneal > 0
-        self.columns = {"average": "float32", "score": "float32", **({"aside": "bit"} if prune else {})}
+        self.needs_epochs = self.anneal > 0
+        self.columns = {"average": "float32", "score": "float32", **({"aside": "bit"} if self.prune else {})}
 
     @property
     def needs_repeats(self) -> bool:
@@ -107,7 +103,9 @@ class LossEMA(Policy):
     def _set_aside(self, store: ScoreStore, share: float, rng: Rng) -> None:
         """Those of the last epoch come back, with the w that they have by now."""
         seen = store.seen()
-        aside = lowest(store.column("average"), share_of(int(np.count_nonzero(seen)), share), rng, among=seen)
+        n = int(np.count_nonzero(seen))
+        count = min(share_of(n, share), max(n - 1, 0))  # one stays, however close to 1 the share is
+        aside = lowest(store.column("average"), count, rng, among=seen)
         store.column("aside")[:] = packed(aside)
         priorities = np.where(seen, np.maximum(store.column("score"), np.float32(LEAST)), store.priorities)
         priorities[aside] = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import get_bit, kernel, mark, power
-from fastprio.policies.base import Clock, Columns, Observation, Policy, positive_finite, register
+from fastprio.policies.base import Clock, Columns, Observation, Policy, flag, real, register
 from fastprio.policies.primitives import LEAST, MOST, importance_weights
 from fastprio.policies.schedules import linear, span
 
@@ -84,11 +84,9 @@ class LossPower(Policy):
         ema: float = 0.0,
         max_normalize: bool = False,
     ) -> None:
-        positive_finite(alpha=alpha, eps=eps)
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema = {ema}: expected 0 <= ema < 1")
-        self.alpha, self.eps, self.ema, self.max_normalize = alpha, eps, ema, max_normalize
-        self.beta = span("beta", beta, least=0)
+        self.alpha, self.beta = real("alpha", alpha, 0), span("beta", beta, least=0)
+        self.eps, self.ema = real("eps", eps, 0), real("ema", ema, 0, 1, below=True)
+        self.max_normalize = flag("max_normalize", max_normalize)
         self.state = {"largest": np.ones(1)}
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import kernel
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, positive_finite, register
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, flag, real, register
 from fastprio.policies.primitives import exponential
 
 if TYPE_CHECKING:
@@ -56,14 +56,12 @@ class MultiplicativeReweighting(Policy):
     def __init__(
         self, eta: float = 0.01, regularization: float = 1.0, update: str = "score", draws: bool = False
     ) -> None:
-        positive_finite(eta=eta)
-        if not 0 <= regularization <= 1:
-            raise ValueError(f"regularization = {regularization}: expected 0 <= regularization <= 1")
+        self.eta, self.regularization = real("eta", eta, 0), real("regularization", regularization, 0, 1)
         if update not in ("score", "train"):
             raise ValueError(f"update = {update!r}: expected 'score' or 'train'")
-        if draws and update != "train":
+        self.update, self.draws = update, flag("draws", draws)
+        if self.draws and update != "train":
             raise ValueError(f"draws = True: expected update = 'train' with it, got {update!r}")
-        self.eta, self.regularization, self.update, self.draws = eta, regularization, update, draws
 
     @property
     def by_batch(self) -> bool:

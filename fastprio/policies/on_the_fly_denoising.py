@@ -9,7 +9,7 @@ import torch
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import codes_of, push, unpacked
 
 if TYPE_CHECKING:
@@ -66,14 +66,11 @@ class OnTheFlyDenoising(Policy):
     ) -> None:
         if (percentile is None) == (threshold is None):
             raise ValueError(f"percentile = {percentile}, threshold = {threshold}: expected one of the two")
-        if percentile is not None and not 0 <= percentile <= 100:
-            raise ValueError(f"percentile = {percentile}: expected 0 <= percentile <= 100")
-        if threshold is not None and not np.isfinite(threshold):
-            raise ValueError(f"threshold = {threshold}: expected a finite number")
         self.epoch, self.history = integer("epoch", epoch, 1), integer("history", history, 1, 127)
-        self.percentile, self.threshold = percentile, threshold
+        self.percentile = None if percentile is None else real("percentile", percentile, 0, 100)
+        self.threshold = None if threshold is None else real("threshold", threshold)
         self.columns = {"losses": ("float32", self.history), "count": "uint8", "removed": "bit"}
-        self.state = {"threshold": threshold, "done": False}
+        self.state = {"threshold": self.threshold, "done": False}
 
     def simulate(
         self, weight: torch.Tensor, bias: torch.Tensor | None, samples: int, generator: torch.Generator | None = None
@@ -86,7 +83,9 @@ class OnTheFlyDenoising(Policy):
         """
         if self.percentile is None:
             raise ValueError("percentile = None: the threshold was given; simulate() needs a percentile")
-        integer("samples", samples, 1)
+        samples = integer("samples", samples, 1)
+        if not isinstance(weight, torch.Tensor) or not (bias is None or isinstance(bias, torch.Tensor)):
+            raise TypeError(f"weight, bias: expected tensors, got {type(weight).__name__} and {type(bias).__name__}")
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             shapes = list(weight.shape), None if bias is None else list(bias.shape)
             raise ValueError(f"weight, bias: expected shapes [K, d] and [K], got {shapes[0]} and {shapes[1]}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Columns, Observation, register
+from fastprio.policies.base import Clock, Columns, Observation, real, register
 from fastprio.policies.grouped import Grouped, means_by_group, softmax
 
 if TYPE_CHECKING:
@@ -55,13 +55,8 @@ class OnlineDataMixing(Grouped):
         warm_up: int = 2000,
     ) -> None:
         super().__init__(groups, count)
-        if not 0 <= alpha < 1:
-            raise ValueError(f"alpha = {alpha}: expected 0 <= alpha < 1")
-        if not 0 < scale <= 1e100:
-            raise ValueError(f"scale = {scale}: expected 0 < scale <= 1e100")
-        if not 0 <= floor <= 1:
-            raise ValueError(f"floor = {floor}: expected 0 <= floor <= 1")
-        self.alpha, self.scale, self.floor, self.warm_up = alpha, scale, floor, integer("warm_up", warm_up, 0)
+        self.alpha, self.scale = real("alpha", alpha, 0, 1, below=True), real("scale", scale, 0, 1e100, above=True)
+        self.floor, self.warm_up = real("floor", floor, 0, 1), integer("warm_up", warm_up, 0)
         self.state.update(reward=np.zeros(self.count), pi=np.zeros(self.count), updates=0)
 
     def eps(self, t: int, count: int) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.base import Clock, Plan, real, register
 from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import codes_of, highest, share_of, uniformly, unseen_first
 
@@ -35,10 +35,7 @@ class OrderDP(LastLoss):
     acts = "epoch"
 
     def __init__(self, pool: float = 0.5, keep: float = 0.6) -> None:
-        for name, value in {"pool": pool, "keep": keep}.items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} = {value}: expected 0 < {name} <= 1")
-        self.pool, self.keep = pool, keep
+        self.pool, self.keep = real("pool", pool, 0, 1, above=True), real("keep", keep, 0, 1, above=True)
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The pool, and the top of it."""

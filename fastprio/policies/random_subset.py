@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, Plan, Policy, register
+from fastprio.policies.base import Clock, Plan, Policy, flag, real, register
 from fastprio.policies.primitives import codes_of, share_of
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class RandomSubset(Policy):
     shardable = False
 
     def __init__(self, keep: float, fresh: bool = False) -> None:
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep = {keep}: expected 0 < keep <= 1")
-        self.keep, self.fresh = keep, fresh
+        self.keep, self.fresh = real("keep", keep, 0, 1, above=True), flag("fresh", fresh)
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The epoch's part."""

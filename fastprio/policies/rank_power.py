@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._kernels import kernel, power
-from fastprio.policies.base import Clock, Columns, positive_finite, register
+from fastprio.policies.base import Clock, Columns, flag, real, register
 from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import LEAST, importance_weights, ranking, unseen_first
 from fastprio.policies.schedules import linear, span
@@ -51,9 +51,8 @@ class RankPower(LastLoss):
     acts = "draw, weight"
 
     def __init__(self, alpha: float, beta: float | tuple[float, float], max_normalize: bool = False) -> None:
-        positive_finite(alpha=alpha)
-        self.alpha, self.max_normalize = alpha, max_normalize
-        self.beta = span("beta", beta, least=0)
+        self.alpha, self.beta = real("alpha", alpha, 0), span("beta", beta, least=0)
+        self.max_normalize = flag("max_normalize", max_normalize)
 
     @property
     def by_batch(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import get_bit, kernel, put_bit
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import codes_of, packed, unpacked
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class RePB(Policy):
     infallible = True
 
     def __init__(self, ratio: float, window: int = 1) -> None:
-        if not 0 <= ratio < 1:
-            raise ValueError(f"ratio = {ratio}: expected 0 <= ratio < 1")
-        self.ratio, self.window = ratio, integer("window", window, 1)
+        self.ratio, self.window = real("ratio", ratio, 0, 1, below=True), integer("window", window, 1)
         chained = {"loss": "float32", "link": "uint32", "waiting": "bit"} if self.window > 1 else {}
         self.columns = {"selected": "uint16", "in_set": "bit", "kept": "bit", **chained}
         self.state = {"epochs": 0, "chain": np.zeros(4, np.int64), "total": np.zeros(1)}

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, Policy, register
+from fastprio.policies.base import Clock, Policy, real, register
 from fastprio.policies.primitives import quota
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ class ReplayMixture(Policy):
     shardable = False
 
     def __init__(self, replay: float, boundary: int = 0) -> None:
-        if not 0 <= replay <= 1:
-            raise ValueError(f"replay = {replay}: expected 0 <= replay <= 1")
-        self.replay, self.boundary = replay, integer("boundary", boundary, 0, 1 << 32)
+        self.replay, self.boundary = real("replay", replay, 0, 1), integer("boundary", boundary, 0, 1 << 32)
         self.state = {"boundary": self.boundary}
         self._pieces: list[tuple[tuple[int, ...], Int64]] = [((), np.empty(0, np.int64))] * 2  # made again at will
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import TypeAlias
 
 from fastprio._kernels import power
+from fastprio.policies.base import finite
 
 Span: TypeAlias = float | tuple[float, float]
 """A constant, or its values at the start and at the end."""
@@ -18,13 +18,10 @@ def span(name: str, values: object, least: float = -math.inf, most: float = math
     pair = tuple(values) if isinstance(values, (tuple, list)) else (values, values)
     if len(pair) != 2:
         raise ValueError(f"{name} = {values}: expected a number, or two: at the start and at the end")
-    for value in pair:
-        real = isinstance(value, Real) and not isinstance(value, bool)
-        if not real or not least <= float(value) <= most:
-            raise ValueError(f"{name} = {values}: expected {least:g} <= {name} <= {most:g}")
-        if math.isinf(value):
-            raise ValueError(f"{name} = {values}: expected finite numbers")
-    start, end = (value if isinstance(value, int) else float(value) for value in pair)
+    start, end = map(finite, pair)
+    if start is None or end is None or not (least <= start <= most and least <= end <= most):
+        limits = f"{least:g} <= {name} {'<' if math.isinf(most) else '<='} {most:g}"
+        raise ValueError(f"{name} = {values}: expected {'finite numbers' if math.isinf(least) else limits}")
     return (start, end) if isinstance(values, (tuple, list)) else start
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
 from fastprio._random import Rng
-from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, flag, register
 from fastprio.policies.primitives import codes_of, packed, uniformly, unpacked
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SecondSplitForgetting(Policy):
 
     def __init__(self, first_epochs: int, swap: bool = False) -> None:
         self.first_epochs = integer("first_epochs", first_epochs, 1, 65535)
-        self.swap = bool(swap)
+        self.swap = flag("swap", swap)
         self.state = {"split": False, "evaluated": [False, False]}
 
     def start(self, store: ScoreStore) -> None:

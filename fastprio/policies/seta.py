@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Plan, register
+from fastprio.policies.base import Clock, Plan, real, register
 from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import clusters, codes_of, share_of, uniformly
 from fastprio.policies.schedules import annealing
@@ -44,14 +44,8 @@ class SeTa(LastLoss):
     needs_epochs = True
 
     def __init__(self, ratio: float = 0.1, groups: int = 5, window: float = 0.9, delta: float = 0.875) -> None:
-        if not 0 <= ratio < 1:
-            raise ValueError(f"ratio = {ratio}: expected 0 <= ratio < 1")
-        if not 0 < window <= 1:
-            raise ValueError(f"window = {window}: expected 0 < window <= 1")
-        if not 0 <= delta <= 1:
-            raise ValueError(f"delta = {delta}: expected 0 <= delta <= 1")
-        self.ratio, self.window, self.delta = ratio, window, delta
-        self.groups = integer("groups", groups, 1)
+        self.ratio, self.groups = real("ratio", ratio, 0, 1, below=True), integer("groups", groups, 1)
+        self.window, self.delta = real("window", window, 0, 1, above=True), real("delta", delta, 0, 1)
 
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The window of column "loss", whoever keeps it."""

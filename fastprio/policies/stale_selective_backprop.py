@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import (
-    OUT,
-    SCORE,
-    TRAIN,
-    Clock,
-    Columns,
-    Observation,
-    Plan,
-    Policy,
-    positive_finite,
-    register,
-)
+from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
 from fastprio.policies.primitives import accepted, codes_of, highest, shares_below
 
 if TYPE_CHECKING:
@@ -54,10 +43,8 @@ class StaleSelectiveBackprop(Policy):
     infallible = True
 
     def __init__(self, beta: float = 3.0, staleness: int = 3, least_chance: float = 0.0) -> None:
-        positive_finite(beta=beta)
-        if not 0 <= least_chance <= 1:
-            raise ValueError(f"least_chance = {least_chance}: expected 0 <= least_chance <= 1")
-        self.beta, self.staleness, self.least_chance = beta, integer("staleness", staleness, 1, 255), least_chance
+        self.beta, self.staleness = real("beta", beta, 0), integer("staleness", staleness, 1, 255)
+        self.least_chance = real("least_chance", least_chance, 0, 1)
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the last loss, and how old it will be, in epochs, when the next plan is made."""

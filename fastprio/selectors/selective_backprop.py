@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastprio._arrays import integer
 from fastprio._random import Rng
 from fastprio.policies import primitives
-from fastprio.policies.base import Clock
+from fastprio.policies.base import Clock, real
 from fastprio.selectors.base import Selector, register
 from fastprio.selectors.queue import Selection
 
@@ -32,7 +33,7 @@ class SelectiveBackprop(Selector):
         beta: >= 0. About 1 / (beta + 1) of the examples are accepted: 1 for 50 %, 2 for 33 %, 3 for 25 %.
         history: how many losses are remembered, over all examples; None: one for each, in a store whose policy keeps
             a column "loss" (4 bytes an example). They are sorted once an epoch into at most 65536 quantiles.
-        accept_all_epochs: epochs that accept everything.
+        accept_all_epochs: epochs that accept everything, >= 0.
         least_chance: in [0, 1].
         seed: in [0, 2^64).
 
@@ -61,14 +62,9 @@ class SelectiveBackprop(Selector):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        if not beta >= 0:
-            raise ValueError(f"beta = {beta}: expected beta >= 0")
-        if history is not None and history < 1:
-            raise ValueError(f"history = {history}: expected history >= 1, or None")
-        if not 0 <= least_chance <= 1:
-            raise ValueError(f"least_chance = {least_chance}: expected 0 <= least_chance <= 1")
-        self.beta, self.history, self.accept_all_epochs = beta, history, accept_all_epochs
-        self.least_chance = least_chance
+        self.beta, self.least_chance = real("beta", beta, 0), real("least_chance", least_chance, 0, 1)
+        self.history = None if history is None else integer("history", history, 1)
+        self.accept_all_epochs = integer("accept_all_epochs", accept_all_epochs, 0)
         self.state = {"losses": torch.empty(0), "epoch": -1}  # of history=None: sorted, as of which epoch
 
     def __call__(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio.policies.base import Clock
+from fastprio.policies.base import Clock, real
 from fastprio.policies.primitives import share_of
 from fastprio.policies.schedules import linear
 from fastprio.selectors.base import Selector, register
@@ -42,11 +41,8 @@ class SmallLoss(Selector):
         self, batch_size: int, noise_rate: float, over: int = 10, exponent: float = 1.0, seed: int = 0
     ) -> None:
         super().__init__(batch_size, seed)
-        if not 0 <= noise_rate < 1:
-            raise ValueError(f"noise_rate = {noise_rate}: expected 0 <= noise_rate < 1")
-        if not 0 < exponent < math.inf:
-            raise ValueError(f"exponent = {exponent}: expected a finite number > 0")
-        self.noise_rate, self.over, self.exponent = noise_rate, integer("over", over, 0), exponent
+        self.noise_rate, self.over = real("noise_rate", noise_rate, 0, 1, below=True), integer("over", over, 0)
+        self.exponent = real("exponent", exponent, 0, above=True)
 
     def left_out(self, epoch: int) -> float:
         """R_t."""

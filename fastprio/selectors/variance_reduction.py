@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastprio._random import Rng
-from fastprio.policies.base import Clock
+from fastprio.policies.base import Clock, flag, real
 from fastprio.policies.observations import observations
 from fastprio.selectors.base import Selector, register
 from fastprio.selectors.pool import OnItsWay, drawn, masses, tau_of
@@ -53,11 +53,8 @@ class VarianceReduction(Selector):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        if threshold is not None and not threshold >= 0:
-            raise ValueError(f"threshold = {threshold}: expected threshold >= 0, or None")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum = {momentum}: expected 0 <= momentum < 1")
-        self.threshold, self.momentum, self.unbiased = threshold, momentum, unbiased
+        self.threshold = None if threshold is None else real("threshold", threshold, 0, hint=", or None")
+        self.momentum, self.unbiased = real("momentum", momentum, 0, 1, below=True), flag("unbiased", unbiased)
         # coming: the newest tau, not in the average yet; 0: none. agreed: of all ranks. first_pool: its size.
         coming = torch.zeros((), dtype=torch.float64)
         self.state = {"tau": 0.0, "coming": coming, "agreed": None, "first_pool": 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ INTRODUCTION = """\
 # Methods
 
 Every policy (it decides before loading: `policy="name"` wherever one is asked for) and every selector (it decides after
-the forward pass), from its own docstring. This page is the output of `fastprio methods --markdown`.
+the forward pass), from its own docstring, and the functions that it has beside those of every policy or selector. This
+page is the output of `fastprio methods --markdown`.
 
 * **Keeps**: bytes an example in the store, beside the tree's 4.53 and two bits.
 * **Acts**: on which examples an epoch has, on the next draw, on the weight of a loss, or on what is back-propagated.
@@ -64,7 +66,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """docs/methods.md: the table, and every docstring."""
+    """docs/methods.md: the table, and every docstring, with those of a method's own functions."""
     found = rows()
     parts = [
         INTRODUCTION,
@@ -77,6 +79,9 @@ def page() -> str:
         kind = "policy" if issubclass(row.of, policies.Policy) else "selector"
         parts.append(f"\n## {row.of.__name__}\n\n`{row.name}`, a {kind}: `{_signature(row.of)}`\n")
         parts.append(_as_markdown(inspect.cleandoc(row.of.__doc__ or "")))
+        for name, function in own_functions(row.of):
+            text = _as_markdown(inspect.cleandoc(function.__doc__ or ""))
+            parts.append(f"\n**{name}{_arguments(function)}**\n\n{text}".rstrip())
     return "\n".join(parts)
 
 
@@ -86,11 +91,18 @@ def _row(name: str, of: type[Any]) -> Row:
     return Row(name, of, words, keeps(of), of.acts, of.forwards)
 
 
+def own_functions(of: type[Any]) -> list[tuple[str, Callable[..., Any]]]:
+    """A method's public functions by name, inherited ones too, but for those that every policy or selector has."""
+    base = policies.Policy if issubclass(of, policies.Policy) else selectors.Selector
+    functions = inspect.getmembers(of, inspect.isfunction)
+    return [(name, found) for name, found in functions if not name.startswith("_") and not hasattr(base, name)]
+
+
 def keeps(of: type[Any]) -> float | None:
     """Bytes an example of a method's columns; None where it cannot be made."""
     try:
         made = of(**of.example)
-    except TypeError:  # one's own, with arguments that it gives no example of
+    except Exception:  # one's own may need arguments that it gives no example of, or a file, and raise anything at all
         return None
     return sum(map(_size_of, made.columns.values()))
 
@@ -107,9 +119,13 @@ def _bytes(n: float | None) -> str:
 
 
 def _signature(of: type[Any]) -> str:
-    parameters = list(inspect.signature(of.__init__).parameters.values())[1:]
-    shown = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
-    return f"{of.__name__}{inspect.Signature(shown)}"
+    return f"{of.__name__}{_arguments(of.__init__)}"
+
+
+def _arguments(function: Callable[..., Any]) -> str:
+    """Without ``self``, and without annotations."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return str(inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters]))
 
 
 def _as_markdown(text: str) -> str:

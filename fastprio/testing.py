@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def assert_same_after_resume(
     *,
     epochs: int = 2,
     at: Sequence[int] | None = None,
+    after_epoch: Callable[..., Any] | None = None,
 ) -> None:
     """Trains once without interruption; then, from every state saved on the way, again with new objects to the end.
 
@@ -39,33 +40,44 @@ def assert_same_after_resume(
         epochs: how many the loop has; ``set_epoch`` is called at each one's head.
         at: after how many steps to save, 0 being before the first draw; by default 0, 1, and around the end of the
             first epoch and the middle of the rest.
+        after_epoch: ``after_epoch(loader, *others)``, called at each one's end, where ``loader.score`` belongs. torch's
+            seed is set to the number of steps so far before each call. A state after an epoch's last step is saved
+            once it has returned, as ``score`` asks; without it, right after the step.
 
     Raises: AssertionError that names the point and the first step that differs.
     Cost: about (points + 2) trainings. States go through ``torch.save`` and ``torch.load(weights_only=True)``.
     """
-    whole = _Run(make_loader, train_step, epochs)
-    every = list(whole.steps(0, 0))
+
+    def new_run() -> _Run:
+        return _Run(make_loader, train_step, after_epoch, epochs)
+
+    whole = new_run()
+    every = whole.until_end(0, 0)
     first = sum(trained[0] == 0 for trained in every)
     points = sorted({0, 1, first - 1, first, (first + len(every)) // 2} if at is None else set(at))
     if not points or points[0] < 0 or points[-1] > len(every):
         raise ValueError(f"at = {points}: this training has {len(every)} steps")
-    watched = _Run(make_loader, train_step, epochs)
+    ends = {epoch: step + 1 for epoch, step, *_ in every}  # the last of each epoch stays
+    late = () if after_epoch is None else set(ends.values())
+    watched = new_run()
     states: dict[int, tuple[int, bytes]] = {}
-    trained = watched.until_end(0, 0, points, states)
+    trained = watched.until_end(0, 0, points, states, late)
     _compare("a run that only saves", every, trained, whole, watched)
     for point in points:
-        resumed = _Run(make_loader, train_step, epochs)
+        resumed = new_run()
         resumed.load(states[point][1])
-        rest = list(resumed.steps(point, states[point][0]))
+        rest = resumed.until_end(point, states[point][0])
         _compare(f"a run resumed after step {point}", every[point:], rest, whole, resumed)
-    run, trained, epoch, begin = _Run(make_loader, train_step, epochs), [], 0, 0
+    run, trained, epoch, begin = new_run(), [], 0, 0
     for point in points:
         saved: dict[int, tuple[int, bytes]] = {}
-        trained += run.until_end(begin, epoch, [point], saved, stop=True)
+        trained += run.until_end(begin, epoch, [point], saved, late, stop=True)
+        if point not in saved:
+            _compare(f"a run resumed after each of the steps {points}", every[:point], trained, whole, run)
         epoch, state = saved[point]
-        run, begin = _Run(make_loader, train_step, epochs), point
+        run, begin = new_run(), point
         run.load(state)
-    trained += run.steps(begin, epoch)
+    trained += run.until_end(begin, epoch)
     _compare(f"a run resumed after each of the steps {points}", every, trained, whole, run)
 
 
@@ -100,41 +112,66 @@ def made_up(policy: Policy, n: int, rng: np.random.Generator) -> dict[str, Any]:
 class _Run:
     """One training: everything made anew, and where it stands."""
 
-    def __init__(self, make_loader: Callable[[], Any], train_step: Callable[..., Any], epochs: int) -> None:
+    def __init__(
+        self,
+        make_loader: Callable[[], Any],
+        train_step: Callable[..., Any],
+        after_epoch: Callable[..., Any] | None,
+        epochs: int,
+    ) -> None:
         made = make_loader()
         self.loader, *self.others = made if isinstance(made, tuple) else (made,)
         self.sampler = sampler_of(self.loader)
-        self._train_step, self._epochs = train_step, epochs
+        self._train_step, self._after_epoch, self._epochs = train_step, after_epoch, epochs
 
-    def steps(self, step: int, epoch: int) -> Iterator[Trained]:
-        """Trains to the end from where it stands, after ``step`` steps in all, in ``epoch``."""
+    def until_end(
+        self,
+        step: int,
+        epoch: int,
+        points: Sequence[int] = (),
+        states: dict[int, tuple[int, bytes]] | None = None,
+        late: Collection[int] = (),
+        stop: bool = False,
+    ) -> list[Trained]:
+        """Trains to the end from where it stands, after ``step`` steps in all, at the head of ``epoch`` or within it.
+
+        Args:
+            points: after how many steps to save, into ``states``: the epoch to go on with, and the state.
+            late: those that are saved at their epoch's end, not right after the step.
+            stop: train up to the last point only.
+        """
+        trained: list[Trained] = []
+        states = {} if states is None else states
+        if step in points:
+            states[step] = epoch, self._saved()
+        if stop and step == points[-1]:
+            return trained
+        for number, one in self._events(step, epoch):
+            if one is not None:
+                trained.append(one)
+            at = step + len(trained)
+            if at in points and at not in states and (one is None) == (at in late):
+                states[at] = number + (one is None), self._saved()
+                if stop and at == points[-1]:
+                    break
+        return trained
+
+    def _events(self, step: int, epoch: int) -> Iterator[tuple[int, Trained | None]]:
+        """The number of the epoch and each step in it; None for its end, once ``after_epoch`` has returned."""
         for number in range(epoch, self._epochs):
             self.sampler.set_epoch(number)
             for batch in self.loader:
                 drawn = self.sampler.indices, self.sampler.probabilities, self.sampler.weights.numpy()
                 torch.manual_seed(step)
                 self._train_step(self.loader, batch, *self.others)
-                yield number, step, drawn[0].tobytes(), drawn[1].tobytes(), drawn[2].tobytes()
+                yield number, (number, step, drawn[0].tobytes(), drawn[1].tobytes(), drawn[2].tobytes())
                 step += 1
+            if self._after_epoch is not None:
+                torch.manual_seed(step)
+                self._after_epoch(self.loader, *self.others)
+            yield number, None
 
-    def until_end(
-        self, step: int, epoch: int, points: Sequence[int], states: dict[int, tuple[int, bytes]], stop: bool = False
-    ) -> list[Trained]:
-        """The same, saving (epoch, state) at the points; with ``stop`` up to the last of them."""
-        trained: list[Trained] = []
-        if step in points:
-            states[step] = epoch, self.saved()
-        steps = self.steps(step, epoch)
-        while not (stop and step + len(trained) == points[-1]):
-            following = next(steps, None)
-            if following is None:
-                break
-            trained.append(following)
-            if step + len(trained) in points:
-                states[step + len(trained)] = following[0], self.saved()
-        return trained
-
-    def saved(self) -> bytes:
+    def _saved(self) -> bytes:
         """The whole state, through a file."""
         file = io.BytesIO()
         if hasattr(self.loader, "state_dict"):
@@ -145,7 +182,7 @@ class _Run:
         return file.getvalue()
 
     def load(self, state: bytes) -> None:
-        """What ``saved`` gave."""
+        """What ``_saved`` gave."""
         parts = torch.load(io.BytesIO(state), weights_only=True)
         if "both" in parts:
             Checkpoint(self.sampler).load_state_dict(parts["both"])

@@ -11,7 +11,7 @@ from rank_helpers import on_ranks
 from test_store import state_of
 from torch import nn
 
-from fastprio import PriorityLoader, PrioritySampler, ScoreStore, cli, methods
+from fastprio import PriorityLoader, PrioritySampler, ScoreStore, cli, methods, policies, selectors
 from fastprio._random import Rng
 from fastprio.order import scored
 from fastprio.policies import Plan, Policy, register, registered
@@ -22,18 +22,24 @@ NAMES = [name for name, of in registered().items() if of.__module__.startswith("
 EPOCHS = 10
 BY_BATCH = {"bls", "repb", "odm", "group_dro"}
 """Those whose update depends on which rows come together."""
+SUBSETS = {"el2n", "orderdp", "random_subset"}
+"""Those that train on a subset of all, so that few of some examples may be in it."""
 
 
 def new(name, size, **options):
     """A store, with what its policy must be given beside losses."""
     store = ScoreStore(size, registered()[name](**registered()[name].example), epochs=EPOCHS, **options)
-    if hasattr(store.policy, "regroup"):
-        store.column("group")[:] = np.arange(size) * 7 % store.policy.count
-        store.policy.regroup(store)
+    give_groups(store)
     if name == "given":
         store.set_priorities(np.arange(size), np.arange(size) % 3 + 1)
     store.update(np.arange(size), np.arange(size) % 5 + 0.5, origin="reference", **seen_of(store.policy, size, 99))
     return store
+
+
+def give_groups(store):
+    if hasattr(store.policy, "regroup"):
+        store.column("group")[:] = np.arange(len(store)) * 7 % store.policy.count
+        store.policy.regroup(store)
 
 
 def seen_of(policy, size, epoch):
@@ -242,13 +248,15 @@ def test_a_store_that_grows_trains_on_the_new_examples_too(name):
     store = new(name, 23)
     training = Training(store).run(3)
     store.resize(31)
+    give_groups(store)
     store.update(np.arange(31), np.ones(31), origin="reference", **seen_of(store.policy, 31, 7))
     if name == "given":
         store.set_priorities(np.arange(23, 31), np.ones(8))
     grown = Training(store)
     grown.loader.set_epoch(3)
     grown.run(EPOCHS, begin=3)
-    assert {i for _, batch, _ in grown.batches for i in batch} - set(range(23)) or store.policy.name == "group_dro"
+    drawn = {i for _, batch, _ in grown.batches for i in batch} - set(range(23))
+    assert len(drawn) >= (1 if name in SUBSETS else 5)  # of the 8 new ones
     assert len(training.batches) >= 3
 
 
@@ -304,14 +312,58 @@ def test_every_method_says_what_it_is():
             assert (columns[1] - columns[0]) / (1 << 16) == row.nbytes, row.name
 
 
-def test_the_page_of_methods_is_what_the_docstrings_say(request):
-    own = {name: of for name, of in registered().items() if " " in name}
+def test_the_page_of_methods_is_what_the_docstrings_say(request, monkeypatch):
+    for known in (policies, selectors):
+        built_in = {name: of for name, of in known.registered().items() if " " not in name}
+        monkeypatch.setattr(known, "registered", lambda built_in=built_in: built_in)
     page = (request.config.rootpath / "docs" / "methods.md").read_text()
-    made = [line for line in (methods.page() + "\n").splitlines() if not any(f"`{name}`" in line for name in own)]
-    missing = [line for line in page.splitlines() if line not in made]
-    assert not missing, "docs/methods.md is not what `fastprio methods --markdown` prints"
+    made = methods.page() + "\n"
+    assert page.splitlines() == made.splitlines(), "docs/methods.md is not what `fastprio methods --markdown` prints"
     for name in NAMES:
         assert f"`{name}`, a policy: " in page
+
+
+def test_the_page_has_the_functions_that_a_loop_calls_and_not_those_of_the_protocol():
+    page = methods.page()
+    section = {part.split("\n", 1)[0]: part for part in page.split("\n## ")[1:]}
+    for of, shown in {
+        "OnTheFlyDenoising": "simulate(weight, bias, samples, generator=None)",
+        "SecondSplitForgetting": "forgotten_at(store)",
+        "ReplayMixture": "begin_task(store, size)",
+        "AlignPrune": "refer(mean_loss)",
+        "GroupDRO": "regroup(store)",
+        "ForgettingEvents": "counts(store)",
+        "DynUnc": "scores(store)",
+        "SmallLoss": "left_out(epoch)",
+    }.items():
+        assert f"\n**{shown}**\n\n" in section[of]
+    assert "\n\nSorts the examples by the groups that are in the column now. Cost: O(size).\n" in section["GroupDRO"]
+    for name in ("observe", "plan", "needs_scores", "_remove", "batches"):
+        assert f"**{name}(" not in page
+
+
+@pytest.fixture
+def unmakeable():
+    @register("not to be made of the test")
+    class Unmakeable(Policy):
+        """Cannot be made."""
+
+        acts = "draw"
+
+        def __init__(self):
+            raise OSError("no such file")
+
+    yield Unmakeable
+    policies.base._registry._known.pop(Unmakeable.name)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--markdown"]])
+def test_ones_own_policy_that_cannot_be_made_is_shown_all_the_same(unmakeable, arguments, capsys):
+    assert methods.keeps(unmakeable) is None
+    assert cli.main(["methods", *arguments]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if unmakeable.name in line)
+    assert "Unmakeable" in line
+    assert "?" in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["--markdown"]])

@@ -1041,7 +1041,7 @@ def test_a_sampler_weighs_by_the_epochs_in_the_set():
 
 
 @pytest.mark.parametrize(("pool", "keep"), [(0.5, 0.6), (1.0, 0.3), (0.3, 1.0), (0.01, 0.01), (0.8, 0.7)])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, 7])  # 7: a share of the pool of 3 is not the product of shares
 def test_orderdp_trains_on_the_largest_losses_of_a_uniform_pool(pool, keep, size):
     for trial in range(volume(60)):
         store = ScoreStore(size, OrderDP(pool, keep))

@@ -700,6 +700,13 @@ def test_stale_sb_trains_on_one_where_all_losses_are_alike(n, loss):
     assert (plan_of(store, 2).codes == SCORE).all()
 
 
+def test_stale_sb_trains_on_none_where_none_is_accepted_and_only_some_are_due():
+    store = ScoreStore(4, StaleSelectiveBackprop(1e9, 3))
+    store.update(range(4), [1.0, 2.0, 3.0, 4.0])
+    store.column("age")[1] = 2
+    assert plan_of(store, 1).codes.tolist() == [OUT, SCORE, OUT, OUT]
+
+
 def test_the_one_that_stale_sb_trains_on_is_of_the_largest_losses_by_chance():
     n, met = volume(3000), np.zeros(4)
     for seed in range(n):

@@ -206,6 +206,13 @@ def test_ies_waits_for_as_many_losses_as_its_rule_needs(smooth, least):
         store.update([0, 1], [0.5, 2.0])  # equal losses all along; the third is never seen
 
 
+def test_ies_trains_on_what_is_exactly_at_the_threshold():
+    store = ScoreStore(2, InstanceEarlyStopping(threshold=0.5, smooth=1))
+    for losses in ([1.0, 1.0], [1.0, 1.0], [1.5, 1.25]):
+        store.update([0, 1], losses)
+    assert codes_at(store) == [TRAIN, SCORE]
+
+
 def test_ies_sees_a_plateau_move_that_sixteen_bits_would_not():
     losses = [2.0, 2.0008] * 4
     assert len({float(np.float16(loss)) for loss in losses}) == 1

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 import fastprio
 from fastprio import Checkpoint, PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore
-from fastprio.policies import LossPower
+from fastprio.policies import SCORE, Kakurenbo, LossPower, MultiplicativeReweighting, Plan
+from fastprio.policies.primitives import codes_of
 from fastprio.testing import assert_same_after_resume, sampler_of
 
 N, BATCH = 101, 8
@@ -94,6 +95,109 @@ def test_every_policy_and_scheme(kind, policy, arguments, workers):
 def test_single_draws_without_a_batch_size(kind, replacement):
     make_loader = make(kind, policy=lambda: LossPower(beta=0), batch_size=None, replacement=replacement)
     assert_same_after_resume(make_loader, train_step, epochs=3)
+
+
+# With something to do at each epoch's end.
+
+
+class HidesAll(Kakurenbo):
+    """All of epoch 1 is scored only."""
+
+    def plan(self, store, clock, rng):
+        return Plan(codes_of(np.full(len(store), clock.epoch != 1), SCORE), score=(SCORE,))
+
+
+def observed(loader, batch, epoch):
+    losses = (batch.double() * 0.6180339887 % 1.0 + torch.rand(len(batch), dtype=torch.float64) + epoch).float()
+    known = {"correct": batch % 3 > 0, "confidence": 1 - batch / 400}
+    return losses, {name: known[name] for name in loader.store.policy.requires}
+
+
+def observing_step(loader, batch):
+    losses, others = observed(loader, batch, loader.sampler.epoch)
+    loader.step(losses, **others)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("policy", "scored", "at", "calls"),
+    [
+        (lambda: Kakurenbo(warm_up=1), [0, 23, 17], [0, 1, 12, 13, 14, 22, 23, 24, 34], 26),
+        (MultiplicativeReweighting, [N, N, N], [0, 1, 12, 13, 14, 20, 26, 39], 25),
+        (lambda: HidesAll(warm_up=1), [0, N, 0], [0, 12, 13, 14, 26], 18),
+    ],
+)
+def test_scoring_at_each_epochs_end_goes_on_too(policy, scored, at, calls, workers):
+    counts = []
+
+    def score(loader):
+        epoch = loader.sampler.epoch
+        counts.append(loader.score(torch.nn.Identity(), lambda model, batch: observed(loader, batch, epoch + 0.5)))
+
+    make_loader = make("own", workers=workers, policy=policy)
+    assert_same_after_resume(make_loader, observing_step, epochs=3, at=at, after_epoch=score)
+    assert counts[:3] == scored  # the run without interruption
+    assert counts[3:6] == scored  # the run that only saves
+    assert len(counts) == calls  # and once for every epoch whose end came after the state
+
+
+class Count:
+    """Something else whose state is saved."""
+
+    def __init__(self):
+        self.value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_done_at_an_epochs_end_is_done_once_and_before_the_state_is_saved(kind, workers):
+    def step(loader, batch, count):
+        assert count.value == sampler_of(loader).epoch
+        train_step(loader, batch)
+
+    def after_epoch(loader, count):
+        ended.append(count.value)
+        count.value += 1
+
+    ended = []
+    make_loader = make(kind, workers=workers)
+    at = [0, 12, 13, 14, 39]
+    assert_same_after_resume(lambda: (make_loader(), Count()), step, epochs=3, at=at, after_epoch=after_epoch)
+    # Twice whole; from 0 and 12; from 13, the end of epoch 0, and 14; interrupted at all of them.
+    assert ended == [0, 1, 2] * 2 + [0, 1, 2] * 2 + [1, 2] * 2 + [0, 1, 2]
+
+
+def test_an_epochs_end_that_is_another_after_a_resume_is_found():
+    def make_loader():
+        calls.clear()  # what the hook goes by is not saved
+        return make("own", policy=MultiplicativeReweighting)()
+
+    def score(loader):
+        calls.append(0)
+        loader.score(torch.nn.Identity(), lambda model, batch: observed(loader, batch, len(calls)))
+
+    calls = []
+    assert_same_after_resume(make_loader, observing_step, at=[0, 12], after_epoch=score)
+    with pytest.raises(
+        AssertionError, match=r"a run resumed after step 13: the store ends with other column\.cumulative"
+    ):
+        assert_same_after_resume(make_loader, observing_step, at=[13], after_epoch=score)
+
+
+def test_a_chain_of_resumes_whose_epochs_are_shorter_is_found():
+    def make_loader():
+        made.append(0)
+        return make("own", num_samples=37 if len(made) > 3 else None)()
+
+    made = []
+    with pytest.raises(AssertionError, match=r"a run resumed after each of the steps \[20\]: step 4 of epoch 0"):
+        assert_same_after_resume(make_loader, train_step, at=[20])
 
 
 # In a new process, through files, and in ways that are not the harness's.

@@ -203,6 +203,18 @@ def test_the_average_of_tau_is_a_step_late(momentum):
         taus.append(math.sqrt(24 * sum(s * s for s in scores)) / sum(scores))
 
 
+def test_a_batch_counts_once_however_often_its_mean_is_asked_for():
+    pool, averages = torch.tensor([1.0, 5.0, 2.0, 9.0]), []
+    for times in (1, 3):
+        selector = VarianceReduction(4, threshold=9.0, momentum=0.5)
+        for batch in selector.batches([pool, pool.flip(0), pool + 1], lambda batch: batch):
+            for _ in range(times):
+                assert selector.mean(batch) == batch.mean()
+        averages.append((selector.state["tau"], float(selector.state["coming"])))
+    assert averages[0] == averages[1]
+    assert averages[0][0] > 0
+
+
 class Switched:
     """Pools whose scores are uneven from one step on, and even again from another; every batch says when."""
 

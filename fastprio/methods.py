@@ -134,7 +134,8 @@ def _as_markdown(text: str) -> str:
     section = code = False
     for line in text.splitlines():
         if code and (line.startswith("    ") or not line):
-            out.append(line[4:])
+            if line or out[-1] != "```python":  # code begins at once
+                out.append(line[4:])
             continue
         if code:
             code = False

@@ -400,10 +400,11 @@ def test_batches_consumed_in_any_order_are_not_issued_again():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("policy", ["uniform", "given"])
 def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
-    given = fastprio.policies.Given(np.arange(1.0, N + 1)) if policy == "given" else policy
+    def store():
+        return ScoreStore(N, fastprio.policies.Given(np.arange(1.0, N + 1)) if policy == "given" else policy)
 
     def loader():
-        return PriorityLoader(range(N), BATCH, policy=ScoreStore(N, given), seed=2, num_workers=workers)
+        return PriorityLoader(range(N), BATCH, policy=store(), seed=2, num_workers=workers)
 
     whole = loader()
     drawn = [batch.tolist() for batch in whole] + [batch.tolist() for batch in whole]
@@ -414,7 +415,7 @@ def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
     again = loader()
     again.load_state_dict(begun.state_dict())
     assert [batch.tolist() for _ in range(2) for batch in again] == drawn[7:]
-    sampler = PrioritySampler(ScoreStore(N, given), batch_size=BATCH, seed=2)
+    sampler = PrioritySampler(store(), batch_size=BATCH, seed=2)
     batches = iter(DataLoader(range(N), batch_sampler=PriorityBatchSampler(sampler, BATCH), num_workers=workers))
     for _ in range(7):
         next(batches)
@@ -422,7 +423,7 @@ def test_a_loop_that_need_not_step_goes_on_where_it_stands(policy, workers):
         with pytest.raises(ValueError, match="nothing was stepped in this epoch and its loader reads ahead"):
             Checkpoint(sampler).state_dict()
         return
-    again = PrioritySampler(ScoreStore(N, given), batch_size=BATCH, seed=2)
+    again = PrioritySampler(store(), batch_size=BATCH, seed=2)
     Checkpoint(again).load_state_dict(Checkpoint(sampler).state_dict())
     assert list(PriorityBatchSampler(again, BATCH)) == drawn[7 : len(drawn) // 2]
 

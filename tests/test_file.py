@@ -108,7 +108,7 @@ class Unregistered(Policy):
 
 def test_a_policy_that_is_not_registered_is_passed(tmp_path):
     ScoreStore(5, Unregistered()).save(tmp_path / "store")
-    with pytest.raises(ValueError, match="'unregistered': expected a Policy, .*or one of"):
+    with pytest.raises(ValueError, match=r"'unregistered': expected a Policy, .*or one of"):
         ScoreStore.load(tmp_path / "store")
     assert len(ScoreStore.load(tmp_path / "store", Unregistered())) == 5
     with pytest.raises(ValueError, match="policy is 'unregistered', this store's is 'loss'"):

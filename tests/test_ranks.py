@@ -1,5 +1,6 @@
 """Several ranks: real processes under gloo draw one global sequence, and keep one store."""
 
+import copy
 import io
 import os
 import time
@@ -20,7 +21,7 @@ N, BATCH = 96, 16
 def loader_of(ranks, kind="own", workers=0, **arguments):
     """(loader, sampler) whose global batch is BATCH."""
     prefetch = {"num_workers": workers, **({"prefetch_factor": 2} if workers else {})}
-    store = ScoreStore(N, arguments.pop("policy", "loss"), epochs=4)
+    store = ScoreStore(N, copy.deepcopy(arguments.pop("policy", "loss")), epochs=4)
     if kind == "own":
         loader = PriorityLoader(range(N), BATCH // ranks, policy=store, seed=5, **arguments, **prefetch)
         return loader, loader.sampler

@@ -12,7 +12,7 @@ from rank_helpers import loss_of, on_ranks, state_of
 from torch.utils.data import DataLoader
 
 from fastprio import PriorityBatchSampler, PriorityLoader, PrioritySampler, ScoreStore, shard_of
-from fastprio.policies import Given, LossPower
+from fastprio.policies import Given, LossPower, Plan, Policy
 
 N, BATCH = 61, 8
 
@@ -214,9 +214,19 @@ def test_a_run_resumes_exactly_on_as_many_ranks_and_refuses_others():
         whole.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
 
 
+class Codes(Policy):
+    """Leaves one example out, and does not say beforehand that it might."""
+
+    def observe(self, columns, indices, obs, clock, rng):
+        return obs.loss
+
+    def plan(self, store, clock, rng):
+        return Plan((np.arange(len(store)) > 0).astype(np.uint8))
+
+
 def refuses(rank, ranks):
     found = {}
-    store = ScoreStore(len(shard_of(N)), "infobatch", epochs=3)
+    store = ScoreStore(len(shard_of(N)), Codes(), epochs=3)
     makes = {
         "plan": lambda: PrioritySampler(store, N, batch_size=BATCH, shard="sharded"),
         "batch": lambda: PrioritySampler(N, shard="sharded"),

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DistributedSampler, Sampler
 
 from fastprio import resume
-from fastprio._arrays import integer
+from fastprio._arrays import as_indices, integer
 from fastprio.callers import check_callers, check_data_set, dealing_loader, has_workers, held_back, refuse_dispatching
 from fastprio.epoch import Epoch
 from fastprio.epochs import Epochs, Settings
@@ -165,12 +165,24 @@ class PrioritySampler(DistributedSampler[Any]):
         planned = None if self._epochs.under_way is None else self._epochs.under_way.planned
         return None if planned is None else planned.plan
 
-    def to_score(self) -> Int64:
-        """int64 [m]: rows of the store whose losses the epoch's plan wants at its end; before the first epoch, all.
+    def to_score(self, indices: Any = None) -> Int64:
+        """int64 [m]: rows of the store to score without training.
 
-        Raises: RuntimeError in the middle of an epoch where ``lag`` fixes which losses its draws see.
+        Those given, or those whose losses the plan of the epoch under way wants at its end; before the first epoch, all.
+
+        Raises: RuntimeError in the middle of an epoch where ``lag`` fixes which losses its draws see; or where a state
+            was loaded, and its epoch has not gone on. IndexError: no such row.
         """
         epoch = self._epochs.under_way
+        if self.lag is not None and epoch is not None and not epoch.finished:
+            raise RuntimeError(
+                f"lag = {self.lag}: losses from beside training would be seen by some of this epoch's draws, depending "
+                "on how far the loader has read; score at its end"
+            )
+        if indices is not None:
+            rows = as_indices(indices)
+            self.store.check_indices(rows)
+            return rows
         if self._epochs.was_loaded:
             raise RuntimeError(
                 "a state was loaded, and its epoch has not gone on yet: which examples its plan asks for is known when "
@@ -178,11 +190,6 @@ class PrioritySampler(DistributedSampler[Any]):
             )
         if epoch is None:
             return np.arange(len(self.store))
-        if self.lag is not None and not epoch.finished:
-            raise RuntimeError(
-                f"lag = {self.lag}: losses from beside training would be seen by some of this epoch's draws, depending "
-                "on how far the loader has read; score at its end"
-            )
         plan = self.plan
         return np.empty(0, np.int64) if plan is None else np.flatnonzero(scored(plan, len(self.store)))
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from fastprio._arrays import as_float32, as_indices, to_numpy
+from fastprio._arrays import as_float32, to_numpy
 from fastprio.ranks import interleaved, place_in, shard_of
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ def score(
         raise ValueError(f"origin = {origin!r}: expected 'score' or 'reference'")
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper would exchange batch-norm statistics, also in eval mode
-    rows = sampler.to_score() if origin != "reference" else np.arange(len(store))
-    if indices is not None:
-        rows = as_indices(indices)
-        store.check_indices(rows)
+    everything = origin == "reference" and indices is None  # another model's losses are seen by no draw
+    rows = np.arange(len(store)) if everything else sampler.to_score(indices)
     sampler.flush()
     if not len(rows):
         return 0

@@ -513,6 +513,7 @@ def test_what_an_epochs_plan_asks_for_is_not_guessed_after_a_state_was_loaded():
     again.loader.load_state_dict(training.loader.state_dict())
     with pytest.raises(RuntimeError, match="a state was loaded, and its epoch has not gone on yet"):
         again.loader.score(nn.Identity(), lambda model, batch: batch.float())
+    assert again.loader.score(nn.Identity(), lambda model, batch: again.observed(batch, 2), indices=[5]) == 1
     again.run(3, begin=2)
 
 

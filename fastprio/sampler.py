@@ -168,7 +168,7 @@ class PrioritySampler(DistributedSampler[Any]):
     def to_score(self, indices: Any = None) -> Int64:
         """int64 [m]: rows of the store to score without training.
 
-        Those given, or those whose losses the plan of the epoch under way wants at its end; before the first epoch, all.
+        Those given, or those whose losses the plan of the epoch under way wants at its end; before the first one, all.
 
         Raises: RuntimeError in the middle of an epoch where ``lag`` fixes which losses its draws see; or where a state
             was loaded, and its epoch has not gone on. IndexError: no such row.

@@ -100,6 +100,11 @@ class Epochs:
         """Whether a state was loaded and not taken up yet."""
         return self._loaded is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether any epoch has begun, here or before the state that was loaded."""
+        return self._iteration > 0
+
     def iterator(self) -> int:
         """The number of a new iterator, since a state was loaded; ``begin`` is given it when that is drawn from."""
         self._iterators += 1
@@ -131,6 +136,7 @@ class Epochs:
 
     def _begin_new(self, now: Settings) -> None:
         store, policy, last = self._store, self._store.policy, self.under_way
+        self._warn_if_unscored(last)
         samples = now.num_samples or len(store)
         if now.among_alike.ranks > 1 and now.scheme == "epoch" and now.total > samples:
             raise ValueError(f"num_samples = {samples} does not divide by {now.share.ranks} ranks: pass drop_last=True")
@@ -150,7 +156,6 @@ class Epochs:
             last.over = True
         self._journal.begin_epoch(now.batch_size, now.share.ranks, _in_flight(now))
         seed = store.seed = _seed(now)
-        self._warn_if_unscored(last)
         store.begin_epoch(number)
         if store.tree.refit_gain(least=8):
             store.tree.refit()
@@ -169,8 +174,8 @@ class Epochs:
 
     def _warn_if_unscored(self, last: Epoch | None) -> None:
         """Once: losses that the last plan asked for have not come."""
-        if self._warned or last is None or last.planned is None or self._store.was_scored:
-            return
+        if self._warned or last is None or not last.finished or last.planned is None or self._store.was_scored:
+            return  # one that was broken off has no end
         wanted = int(np.count_nonzero(scored(last.planned.plan, len(self._store)))) if last.planned.plan.score else 0
         if wanted:
             self._warned = True

@@ -204,9 +204,9 @@ class PriorityLoader(DataLoader[Any]):
         forwards a part. Call it once at an epoch's end, and save afterwards: a pass missing is warned about when the
         next epoch begins.
 
-        Raises: RuntimeError in the middle of an epoch where ``lag`` says which losses a draw may see, or after a state
-            was loaded, before its epoch goes on. ValueError for losses of another shape, or those that the store
-            refuses; nothing was recorded then.
+        Raises: RuntimeError in the middle of an epoch where ``lag`` says which losses a draw may see; or, without
+            ``indices``, after a state was loaded, before its epoch goes on. ValueError for losses of another shape, or
+            those that the store refuses; nothing was recorded then.
         Cost: a forward pass of each; a DataLoader like this one is made for it.
         """
         return score(self, self._priority, model, loss_fn, indices, origin)

@@ -18,7 +18,7 @@ from fastprio.epochs import Epochs, Settings
 from fastprio.feedback import Feedback, weights_of
 from fastprio.journal import Journal, Share, Taken
 from fastprio.order import scored
-from fastprio.policies.base import Plan, Policy
+from fastprio.policies.base import Plan
 from fastprio.ranks import place_in, shard_of
 from fastprio.source import store_of
 from fastprio.tree import SCHEMES
@@ -183,10 +183,10 @@ class PrioritySampler(DistributedSampler[Any]):
             rows = as_indices(indices)
             self.store.check_indices(rows)
             return rows
-        if self._epochs.was_loaded:
+        if self._epochs.was_loaded and self._epochs.begun:
             raise RuntimeError(
-                "a state was loaded, and its epoch has not gone on yet: which examples its plan asks for is known when "
-                "it does; begin the loop first, or pass indices="
+                "a state was loaded, and its epoch has not gone on yet: which examples its plan asks for is not known "
+                "before it does; pass indices=, or save after the pass"
             )
         if epoch is None:
             return np.arange(len(self.store))
@@ -371,7 +371,6 @@ class PrioritySampler(DistributedSampler[Any]):
 
     def _check_scheme(self) -> None:
         policy, ranks = self.store.policy, self._share().ranks
-        draws_by_tree = type(policy).draw is Policy.draw
         if self.batch_size is not None and self.batch_size % ranks:
             raise ValueError(f"batch_size = {self.batch_size}: the global batch must divide by {ranks} ranks")
         if self.scheme in ("unique", "epoch") and policy.needs_unbiased:
@@ -385,11 +384,11 @@ class PrioritySampler(DistributedSampler[Any]):
             raise ValueError(f"lag = {self.lag}: it is counted in batches, so pass batch_size=")
         if self.batch_size is None and self.shard == "sharded":
             raise ValueError("shard = 'sharded': every rank draws its part of a global batch, so pass batch_size=")
-        if self.shard == "sharded" and ranks > 1 and not (policy.shardable and draws_by_tree):
+        if self.shard == "sharded" and ranks > 1 and (not policy.shardable or policy.own_draws or policy.by_batch):
             raise ValueError(
                 f"shard = 'sharded': policy {policy.name!r} goes by all examples together; use 'replicated'"
             )
-        if not draws_by_tree and (self._scheme is not None or not self.replacement):
+        if policy.own_draws and (self._scheme is not None or not self.replacement):
             given = "replacement = False" if not self.replacement else f"scheme = {self._scheme!r}"
             raise ValueError(f"{given}: policy {policy.name!r} draws in its own way; leave it out")
         if policy.needs_repeats and self.scheme in ("unique", "epoch"):
@@ -397,8 +396,6 @@ class PrioritySampler(DistributedSampler[Any]):
                 f"scheme = {self.scheme!r}: policy {policy.name!r} sets examples aside, and may leave too few to draw "
                 "without repeats; choose another scheme"
             )
-        if policy.by_batch and self.batch_size is None:
-            raise ValueError(f"policy {policy.name!r}: its weights are relative to a batch, so pass batch_size=")
         if self.lag is not None and self.lookahead is not None and self.lag < self.lookahead:
             raise ValueError(
                 f"lag = {self.lag}: this loader reads {self.lookahead} batches ahead, so lag >= {self.lookahead}"
@@ -430,6 +427,9 @@ class PrioritySampler(DistributedSampler[Any]):
         """The next epoch, begun: the epoch's number is fixed here, at an iteration's first draw."""
         with self.store.lock:  # a thread that still draws for the last epoch is done with it before, or finds it over
             self._check_scheme()
+            if self.store.policy.by_batch and self.batch_size is None:
+                name = self.store.policy.name
+                raise ValueError(f"policy {name!r}: its weights are relative to a batch, so pass batch_size=")
             share = self._share()
             self._check_ranks(share, singly)
             if self.shard == "replicated":

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from fastprio._arrays import as_float32, to_numpy
+from fastprio._arrays import as_float32, as_indices, to_numpy
 from fastprio.ranks import interleaved, place_in, shard_of
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ def score(
         raise ValueError(f"origin = {origin!r}: expected 'score' or 'reference'")
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper would exchange batch-norm statistics, also in eval mode
-    everything = origin == "reference" and indices is None  # another model's losses are seen by no draw
-    rows = np.arange(len(store)) if everything else sampler.to_score(indices)
-    sampler.flush()
+    if origin == "score":
+        rows = sampler.to_score(indices)
+        sampler.flush()
+    else:  # which no draw sees
+        rows = np.arange(len(store)) if indices is None else as_indices(indices)
+        store.check_indices(rows)
     if not len(rows):
         return 0
     rank, ranks = place_in(sampler.process_group)

@@ -74,6 +74,7 @@ def _plain_values(store: ScoreStore) -> dict[str, Any]:
 def unpack(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     """Checks everything, then writes: ValueError, TypeError or KeyError leave the store as it was."""
     state = _checked(store, arrays, plain)
+    store.own_policy()
     with store.lock:
         # The tree checks its part itself before it writes, and is the last that can refuse.
         store.tree.restore(arrays["priorities"], plain["max_priority"], plain["parked"], arrays.get("parked"))
@@ -114,6 +115,7 @@ def load(
     arrays, plain = _file.read(path, destinations)
     store, state = made[0]
     with _refused(path):
+        store.own_policy()
         store.tree.settle(plain["max_priority"], plain["parked"], arrays.get("parked"))
         _take_over(store, state, arrays)
     return store
@@ -156,7 +158,7 @@ def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, A
         clock,
         seed,
         skipped,
-        bool(plain["was_scored"]),
+        bool(plain.get("was_scored", False)),
         plain.get("kept"),
     )
 
@@ -181,5 +183,11 @@ def _refused(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     # As it comes back from JSON, so that what was saved compares equal; numpy's numbers as Python's.
-    plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda value: value.item()))
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_number))
     return plain
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"policy_config: {value!r} is no plain value, and cannot be saved")

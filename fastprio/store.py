@@ -88,11 +88,11 @@ class ScoreStore:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.kept: Record | None = None  # what was saved with the state that was loaded, until somebody takes it up
         self._keeper: weakref.WeakMethod[Callable[[], Record | None]] | None = None
-        if self.policy._taken:
-            raise ValueError(f"policy = {self.policy!r}: another store has it, and its state; make a new one")
+        self._mark = object()
+        if self.policy._owner is not None:
+            self.own_policy()
         self.policy.start(self)
         self._warm_up()
-        self.policy._taken = True
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -172,6 +172,8 @@ class ScoreStore:
         """``update`` for a caller that has arrays already, such as a sampler in every step."""
         with self.lock:  # also while checking: compiled loops rely on it, and another thread may resize
             at, obs, skipped = self._checked(at, loss, origin, observations)
+            if self.policy._owner is not self._mark:
+                self.own_policy()
             if self._infallible:
                 priorities = self._let_policy_observe(at, obs)
                 if priorities is not None:
@@ -233,6 +235,12 @@ class ScoreStore:
         if not inside.all():
             row = int(inside.argmin())
             raise IndexError(f"indices[{row}] = {at[row]}: expected 0 <= index < {len(self)}")
+
+    def own_policy(self) -> None:
+        """From now on the policy learns for this store. ValueError if it has learnt for another, whose its state is."""
+        if self.policy._owner not in (None, self._mark):
+            raise ValueError(f"policy = {self.policy!r}: it has learnt for another store; make a new one")
+        self.policy._owner = self._mark
 
     def _let_policy_observe(self, at: Any, obs: Observation) -> Any:
         rng = Rng(self.seed, self.clock.epoch, self.clock.step, "observe")
@@ -302,6 +310,7 @@ class ScoreStore:
     def begin_epoch(self, epoch: int) -> None:
         """Sets the clock to an epoch's start; ``stats()["staleness"]`` counts from here."""
         with self.lock:
+            self.own_policy()
             self.clock.epoch = integer("epoch", epoch, 0, MOST_EPOCH)
             self.set_progress(0.0)
             self.fresh[:] = 0
@@ -328,8 +337,10 @@ class ScoreStore:
             self.fresh = _resized(self.fresh, "bit", kept, size)
             self._resize_ages(size)
             before, self.tree = len(self), tree
-            self.policy.resized(self, before)
-        self._changed()
+            try:
+                self.policy.resized(self, before)
+            finally:
+                self._changed()
 
     def _resize_ages(self, size: int) -> None:
         learnt, shift = _ages(size), _shift(size)

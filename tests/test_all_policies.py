@@ -11,7 +11,16 @@ from rank_helpers import on_ranks
 from test_store import state_of
 from torch import nn
 
-from fastprio import PriorityLoader, PrioritySampler, ScoreStore, cli, methods, policies, selectors
+from fastprio import (
+    PriorityBatchSampler,
+    PriorityLoader,
+    PrioritySampler,
+    ScoreStore,
+    cli,
+    methods,
+    policies,
+    selectors,
+)
 from fastprio._random import Rng
 from fastprio.order import scored
 from fastprio.policies import Plan, Policy, register, registered
@@ -281,11 +290,12 @@ def test_two_ranks_train_as_one_where_batches_divide(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sampler_without_a_batch_size_draws_from_it(name):
-    if new(name, 2).policy.by_batch:
-        with pytest.raises(ValueError, match="its weights are relative to a batch, so pass batch_size="):
-            PrioritySampler(new(name, 23), seed=1)
-        return
     sampler = PrioritySampler(new(name, 23), seed=1)
+    if sampler.store.policy.by_batch:
+        with pytest.raises(ValueError, match="its weights are relative to a batch, so pass batch_size="):
+            next(iter(sampler))
+        assert len(next(iter(PriorityBatchSampler(sampler, 8)))) == 8
+        return
     for _ in range(3):
         drawn = list(sampler)
         assert set(drawn) <= set(range(23))
@@ -475,11 +485,18 @@ def test_ones_own_policy_that_needs_arguments_says_which():
 # What a policy cannot do is refused before training, or warned about.
 
 
-def test_a_policy_belongs_to_one_store():
+def test_a_policy_that_has_learnt_for_a_store_is_not_given_to_another():
     policy = registered()["late_stopping"](keep=0.9)
-    ScoreStore(10, policy)
-    with pytest.raises(ValueError, match=r"LateStopping\(.*\): another store has it, and its state; make a new one"):
-        ScoreStore(10, policy)
+    with pytest.raises(ValueError, match="scheme = 'none such'"):
+        PriorityLoader(range(10), 2, policy=policy, scheme="none such")
+    loader = PriorityLoader(range(10), 2, policy=policy)  # it had not learnt anything yet
+    second = ScoreStore(10, policy)
+    next(iter(loader))
+    for use in (lambda: ScoreStore(10, policy), lambda: second.update([1], [1.0], correct=[1]),
+                lambda: second.begin_epoch(1), lambda: second.load_state_dict(loader.store.state_dict())):  # fmt: skip
+        with pytest.raises(ValueError, match=r"LateStopping\(.*\): it has learnt for another store; make a new one"):
+            use()
+    loader.store.update([1], [1.0], correct=[1])
 
 
 @pytest.mark.parametrize("name", ["kakurenbo", "mr", "late_stopping", "self_paced"])
@@ -496,6 +513,20 @@ def test_a_score_pass_that_is_forgotten_is_warned_about_once(name):
     with pytest.warns(UserWarning, match=f"policy '{name}' asked for the losses of .* call loader.score") as found:
         run(passes=False)
     assert len(found) == 1
+
+
+def test_an_epoch_that_was_broken_off_misses_no_score_pass():
+    training = Training(new("kakurenbo", 40)).run(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(iter(training.loader))
+        training.run(5, begin=3)
+
+
+def test_everything_is_scored_after_a_state_of_before_the_first_epoch_was_loaded():
+    loader = PriorityLoader(range(40), 8, policy=new("mr", 40))
+    loader.load_state_dict(PriorityLoader(range(40), 8, policy=new("mr", 40)).state_dict())
+    assert loader.score(nn.Identity(), lambda model, batch: batch.float()) == 40
 
 
 def test_a_score_pass_before_the_state_was_saved_is_not_missed_after_it():
@@ -531,6 +562,11 @@ def test_schemes_without_repeats_are_refused_where_examples_are_set_aside(option
     assert list(PrioritySampler(ScoreStore(40, "evolved"), batch_size=8, **options))
 
 
+def test_a_policy_over_groups_that_weighs_takes_any_scheme():
+    policy = registered()["group_dro"](None, 4, temperature=1.0, ema=0.5, reweight=True)
+    assert sorted(PrioritySampler(ScoreStore(40, policy), batch_size=8, replacement=False)) == list(range(40))
+
+
 def on_shards(rank, ranks):
     found = {}
     for name in NAMES:
@@ -544,7 +580,7 @@ def on_shards(rank, ranks):
 
 
 def test_shards_are_refused_at_once_where_all_examples_are_needed_together():
-    fits = {"active_bias", "evolved", "given", "loss", "recency", "uniform"}
+    fits = {"evolved", "given", "loss", "recency", "uniform"}
     for found in on_ranks(2, on_shards, 2):
         assert {name for name, value in found.items() if value == 8} == fits
         assert all("goes by all examples together" in found[name] for name in set(NAMES) - fits)

@@ -763,3 +763,31 @@ def test_every_example_has_the_least_chance_of_stale_sb(least):
         codes = plan_of(store, epoch, seed=epoch).codes
         times += int((codes == TRAIN).sum())
     assert times / (300 * 200) == pytest.approx(least, abs=0.02)
+
+
+def test_a_group_that_has_its_first_examples_does_not_take_over():
+    store = ScoreStore(400, OnlineDataMixing([i % 2 for i in range(400)], 3, warm_up=0))
+    for step in range(30):
+        store.update(range(step, step + 20), [1.0] * 20)
+    store.resize(420)
+    store.column("group")[400:] = 2
+    store.policy.regroup(store)
+    store.update(range(400, 420), [1.0] * 20)  # as covering draws them
+    for step in range(30):
+        store.update([step, step + 1, 400 + step % 20], [1.0] * 3)
+        assert store.policy.p()[2] < 0.5
+    assert store.policy.p()[2] > 0.02
+
+
+def test_a_reference_pass_leaves_losses_waiting_that_lag_holds_back():
+    def run(reference):
+        loader, batches = PriorityLoader(range(60), 10, policy=ScoreStore(60, "loss", epochs=3), lag=3), []
+        for epoch in range(2):
+            for number, batch in enumerate(loader):
+                batches.append(batch.tolist())
+                loader.step(batch.float() + epoch)
+                if reference and number == 2:
+                    loader.score(torch.nn.Identity(), lambda model, batch: batch.float(), origin="reference")
+        return batches
+
+    assert run(True) == run(False)

@@ -108,12 +108,12 @@ class Policy:
     law is of all examples together."""
 
     state: dict[str, Any]
-    _taken: bool  # whether a store has it
+    _owner: Any  # the mark of the store that it learns for
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Gives every policy its own empty ``state``, whether or not its constructor calls this one."""
         self = super().__new__(cls)
-        self.state, self._taken = {}, False
+        self.state, self._owner = {}, None
         return self
 
     def __init__(self) -> None:
@@ -132,6 +132,11 @@ class Policy:
     def needs_unbiased(self) -> bool:
         """Whether its weights need draws that are independent of each other's outcome (no "unique", no "epoch")."""
         return False
+
+    @property
+    def own_draws(self) -> bool:
+        """Whether ``draw`` draws, in its own way, and not the tree by the sampler's scheme."""
+        return type(self).draw is not Policy.draw
 
     @property
     def by_batch(self) -> bool:

@@ -59,6 +59,11 @@ class GroupDRO(Grouped):
             observed[here] = 1
         return None
 
+    @property
+    def own_draws(self) -> bool:
+        """Where it does not weigh."""
+        return not self.reweight
+
     def p(self) -> Float64:
         """The softmax over the groups that were observed."""
         present = self.sizes > 0

@@ -71,12 +71,13 @@ class OnlineDataMixing(Grouped):
         means_by_group(columns["group"], indices, obs.loss, means, rows)
         if obs.origin != "train" or not indices.size:
             return None
-        pi = np.maximum(self.p(), 1e-8)  # rows of a group that was empty when the examples were sorted
+        pi = self.p()
         self.state["updates"] += 1
         t = self.state["updates"] - self.warm_up
         if t > 0:
-            here, reward = rows > 0, self.state["reward"]
-            reward[here] = (self.alpha * reward + (1 - self.alpha) * self.scale * means / pi)[here]
+            reward = self.state["reward"]
+            here = (rows > 0) & (pi > 0)  # not of a group that has its first examples: it was drawn otherwise
+            reward[here] = self.alpha * reward[here] + (1 - self.alpha) * self.scale * means[here] / pi[here]
             present = self.sizes > 0
             count = int(np.count_nonzero(present))
             eps = self.eps(t, count)

@@ -38,7 +38,7 @@ class RankPower(LastLoss):
         max_normalize: divide a batch's weights by the largest, as the paper does.
 
     An example never scored ranks before all others, and equal losses in random order. Pass ``abs(td_error)`` for
-    temporal differences. In a sharded store ranks are those in the shard.
+    temporal differences.
 
     Cost: 4 bytes an example beside the tree.
 

@@ -74,8 +74,8 @@ class SelectiveBackprop(Selector):
         n, device = len(losses), losses.device
         if self.history is None and (columns is None or "loss" not in columns):
             raise ValueError(
-                "history = None: expected a store with a column 'loss' (columns=), such as a PriorityLoader of policy "
-                "'infobatch' has"
+                "history = None: expected columns= of a store whose policy keeps a column 'loss', or a PriorityLoader "
+                "with one, such as of policy=fastprio.policies.InfoBatch(ratio=0)"
             )
         if clock.epoch < self.accept_all_epochs:
             return Selection(torch.arange(n, device=device))

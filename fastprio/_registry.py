@@ -27,6 +27,11 @@ def arguments_of(method: Any) -> dict[str, Any]:
     return {p.name: getattr(method, p.name) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
+def described(method: Any) -> str:
+    """The call that makes an object like it."""
+    return f"{type(method).__name__}({', '.join(f'{name}={value!r}' for name, value in method.config().items())})"
+
+
 class Registry(Generic[M]):
     """The classes of one kind, by name.
 
@@ -40,7 +45,6 @@ class Registry(Generic[M]):
 
     def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
         """Class decorator: gives a class its name. ValueError if another class has it."""
-
         if not isinstance(name, str):
             raise TypeError(f'name = {name!r}: expected a string: @register("name")')
 

@@ -26,7 +26,7 @@ from fastprio.policies import (
     OnTheFlyDenoising,
     RandomSubset,
 )
-from fastprio.policies.base import flag, real
+from fastprio.policies.arguments import flag, real
 from fastprio.selectors import SelectiveBackprop, VarianceReduction
 
 METHODS = {

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, flag, real, register
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64

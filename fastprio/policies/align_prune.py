@@ -9,7 +9,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.last_loss import host_of, plain_config
 
 if TYPE_CHECKING:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastprio._registry import Registry, arguments_of
+from fastprio._registry import Registry, arguments_of, described
 from fastprio.policies.observations import KNOWN
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ class Policy:
 
     name: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
-    """Values for the arguments that have no default, with which tables and checks make one."""
+    """Values for arguments, those without a default among them, with which tables and checks make one."""
     acts: ClassVar[str] = ""
     """Where the method decides, for the table of methods: "epoch" (its plan), "draw", "weight", or several."""
     forwards: ClassVar[str] = "none"
@@ -120,8 +118,7 @@ class Policy:
         """Without arguments, where a derived class does not say which it takes."""
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
-        return f"{type(self).__name__}({arguments})"
+        return described(self)
 
     @property
     def observes(self) -> bool:
@@ -202,52 +199,3 @@ find = _registry.find
 make = _registry.make
 example = _registry.example
 registered = _registry.registered
-
-
-def real(
-    name: str,
-    value: Any,
-    least: float = -math.inf,
-    most: float = math.inf,
-    *,
-    above: bool = False,
-    below: bool = False,
-    hint: str = "",
-) -> float:
-    """The value as a Python number: an int as it is, any other as a float.
-
-    Args: above, below: leave the range's lower, its upper end out. hint: what ends the message.
-
-    Raises: ValueError unless it is a real number (no bool), finite and in [least, most].
-    """
-    number = finite(value)
-    if number is not None:
-        enough = number > least if above else number >= least
-        if enough and (number < most if below else number <= most):
-            return number
-    if math.isinf(most):
-        expected = "a finite number" if math.isinf(least) else f"a finite number {'>' if above else '>='} {least:g}"
-    else:
-        limits = f"{least:g} {'<' if above else '<='} {name} {'<' if below else '<='} {most:g}".replace("e+", "e")
-        expected = limits if isinstance(value, Real) else f"a number, {limits}"
-    raise ValueError(f"{name} = {value!r}: expected {expected}{hint}")
-
-
-def finite(value: Any) -> float | None:
-    """The value as a Python number; None if it is no real one, or not finite."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond all floats
-        return None
-    if not math.isfinite(number):
-        return None
-    return value if isinstance(value, int) else number
-
-
-def flag(name: str, value: Any) -> bool:
-    """The value as a bool. ValueError unless it is one, of Python or numpy."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} = {value!r}: expected True or False")
-    return bool(value)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastprio._kernels import kernel
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.last_loss import host_of, plain_config
 
 if TYPE_CHECKING:

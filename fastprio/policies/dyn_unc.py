@@ -9,8 +9,8 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
 from fastprio.policies.base import Clock, Columns, Observation, register
-from fastprio.policies.fixed_set import FixedSet, at_least_one
-from fastprio.policies.primitives import fetch, highest, push
+from fastprio.policies.fixed_set import FixedSet
+from fastprio.policies.primitives import at_least_one, fetch, highest, push
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

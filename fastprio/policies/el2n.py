@@ -8,9 +8,9 @@ import numpy as np
 
 from fastprio._kernels import kernel
 from fastprio._random import Rng
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
-from fastprio.policies.fixed_set import at_least_one
-from fastprio.policies.primitives import codes_of, highest, share_of
+from fastprio.policies.arguments import real
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.primitives import at_least_one, codes_of, highest, share_of
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64

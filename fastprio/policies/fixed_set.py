@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Plan, Policy, real
-from fastprio.policies.primitives import codes_of, packed, share_of, unpacked
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Plan, Policy
+from fastprio.policies.primitives import codes_of, packed, unpacked
 
 if TYPE_CHECKING:
     from fastprio._random import Rng
@@ -43,8 +44,3 @@ class FixedSet(Policy):
             left_out[:] = packed(~self.chosen(store, rng))
             self.state["chosen"] = True
         return Plan(codes_of(~unpacked(left_out, len(store))))
-
-
-def at_least_one(n: int, share: float) -> int:
-    """floor(share * n), but one where that is none of some."""
-    return max(share_of(n, share), min(n, 1))

@@ -8,8 +8,8 @@ import numpy as np
 
 from fastprio._kernels import get_bit, kernel, put_bit
 from fastprio.policies.base import Clock, Columns, Observation, register
-from fastprio.policies.fixed_set import FixedSet, at_least_one
-from fastprio.policies.primitives import highest, unpacked
+from fastprio.policies.fixed_set import FixedSet
+from fastprio.policies.primitives import at_least_one, highest, unpacked
 
 if TYPE_CHECKING:
     import numpy.typing as npt

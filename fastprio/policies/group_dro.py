@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, flag, real, register
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, register
 from fastprio.policies.grouped import Grouped, means_by_group, softmax
 
 if TYPE_CHECKING:

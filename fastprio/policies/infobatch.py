@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Plan, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Plan, register
 from fastprio.policies.last_loss import LastLoss
 from fastprio.policies.primitives import pruned
 from fastprio.policies.schedules import annealing

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import codes_of, push
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
-from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import SCORE, Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import codes_of, lowest, share_of, unpacked
 from fastprio.policies.schedules import stepwise
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
-from fastprio.policies.fixed_set import at_least_one
-from fastprio.policies.primitives import codes_of, packed, unpacked
+from fastprio.policies.arguments import real
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, register
+from fastprio.policies.primitives import at_least_one, codes_of, packed, unpacked
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Int64, Uint8

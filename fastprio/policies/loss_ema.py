@@ -8,7 +8,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._kernels import get_bit, kernel, put_bit
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import LEAST, lowest, packed, share_of
 from fastprio.policies.schedules import annealing
 

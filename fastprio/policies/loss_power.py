@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import get_bit, kernel, mark, power
-from fastprio.policies.base import Clock, Columns, Observation, Policy, flag, real, register
-from fastprio.policies.primitives import LEAST, MOST, importance_weights
-from fastprio.policies.schedules import linear, span
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock, Columns, Observation, register
+from fastprio.policies.importance import Importance
+from fastprio.policies.primitives import LEAST, MOST
+from fastprio.policies.schedules import span
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64, Uint8
@@ -50,7 +52,7 @@ def _observe(
 
 
 @register("loss")
-class LossPower(Policy):
+class LossPower(Importance):
     """Priority p_i = (loss_i + eps)^alpha, drawn with P(i) = p_i / sum p; weight w_i = (N P(i))^-beta.
 
     Args:
@@ -89,16 +91,6 @@ class LossPower(Policy):
         self.max_normalize = flag("max_normalize", max_normalize)
         self.state = {"largest": np.ones(1)}
 
-    @property
-    def needs_unbiased(self) -> bool:
-        """With any beta above zero."""
-        return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
-
-    @property
-    def by_batch(self) -> bool:
-        """Where a batch's largest weight is one."""
-        return self.max_normalize
-
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Remembers the loss (or its moving average) and returns its power."""
         if obs.origin == "reference":
@@ -120,8 +112,3 @@ class LossPower(Policy):
     def unseen(self) -> float:
         """The largest priority so far, in today's units."""
         return float(min(power(float(self.state["largest"][0]), self.alpha), MOST))
-
-    def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
-        """(N P)^-beta."""
-        beta = linear(self.beta, clock.progress)
-        return importance_weights(probabilities, columns["loss"].size, beta, self.max_normalize)

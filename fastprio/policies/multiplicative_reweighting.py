@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._kernels import kernel
-from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, flag, real, register
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import TRAIN, Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import exponential
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 
 from fastprio._arrays import integer
 from fastprio._kernels import kernel, put_bit
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import codes_of, push, unpacked
 
 if TYPE_CHECKING:

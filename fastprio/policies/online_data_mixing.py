@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Columns, Observation, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Columns, Observation, register
 from fastprio.policies.grouped import Grouped, means_by_group, softmax
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastprio.policies.base import Clock, Plan, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Plan, register
 from fastprio.policies.last_loss import LastLoss
-from fastprio.policies.primitives import codes_of, highest, share_of, uniformly, unseen_first
+from fastprio.policies.primitives import at_least_one, codes_of, highest, uniformly, unseen_first
 
 if TYPE_CHECKING:
     from fastprio._random import Rng
@@ -40,7 +41,7 @@ class OrderDP(LastLoss):
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The pool, and the top of it."""
         size = len(store)
-        pooled = max(1, share_of(size, self.pool))
+        pooled = at_least_one(size, self.pool)
         pool = uniformly(pooled, rng, np.ones(size, bool))
         losses = unseen_first(store.column("loss"), store.seen())
-        return Plan(codes_of(highest(losses, max(1, share_of(pooled, self.keep)), rng, among=pool)))
+        return Plan(codes_of(highest(losses, at_least_one(pooled, self.keep), rng, among=pool)))

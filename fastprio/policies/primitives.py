@@ -43,6 +43,11 @@ def share_of(n: int, share: float) -> int:
     return min(n, int(share * n * (1 + 4e-16) + 1e-9))
 
 
+def at_least_one(n: int, share: float) -> int:
+    """``share_of``, but one where that is none of some."""
+    return max(share_of(n, share), min(n, 1))
+
+
 def codes_of(trained: Mask, others: int = OUT) -> Uint8:
     """uint8 [n]: TRAIN where ``trained``, the code ``others`` elsewhere."""
     codes = np.full(len(trained), others, np.uint8)
@@ -71,22 +76,19 @@ def lowest(values: Float32, count: int, rng: Rng, among: Mask | None = None) -> 
     if count >= len(candidates):
         return np.ones(len(values), bool) if among is None else among.copy()
     border = np.partition(candidates, count - 1)[count - 1]
-    inside = candidates < border
+    inside: Mask = candidates < border
     tied = np.flatnonzero(candidates == border)
     inside[tied[rng.choose(len(tied), count - int(np.count_nonzero(inside)))]] = True
-    return inside if among is None else within(among, inside)
+    if among is None:
+        return inside
+    chosen = np.zeros(len(among), bool)
+    chosen[among] = inside
+    return chosen
 
 
 def highest(values: Float32, count: int, rng: Rng, among: Mask | None = None) -> Mask:
     """bool [n]: the ``count`` largest values (of ``among``, all if they are fewer). Cost: O(n)."""
     return lowest(-values, count, rng, among)
-
-
-def within(among: Mask, chosen: Mask) -> Mask:
-    """bool [n] of a choice [m] from the m examples in ``among``."""
-    mask = np.zeros(len(among), bool)
-    mask[among] = chosen
-    return mask
 
 
 @kernel
@@ -208,7 +210,7 @@ def pruned(where: Mask, ratio: float, rng: Rng) -> tuple[Uint8, tuple[float, ...
     m = int(np.count_nonzero(where))
     if m < 2:
         return codes, (0.0, 1.0, 1.0, 0.0)
-    kept = max(1, share_of(m, 1 - ratio))
+    kept = at_least_one(m, 1 - ratio)
     codes[where] = OUT
     codes[uniformly(kept, rng, where)] = TRAIN_RESCALED
     return codes, (0.0, 1.0, m / kept, 0.0)
@@ -272,21 +274,6 @@ def distinct(draw: Callable[[int], Int64], law: Callable[[], Float64], n: int, c
     return np.concatenate([drawn, np.argsort(clocks, kind="stable")[: count - len(drawn)]])
 
 
-@kernel
-def _importance_weights(probabilities: Float64, size: int, beta: float, weights: Float32) -> None:
-    for j in range(probabilities.size):
-        weights[j] = np.float32(min(power(size * probabilities[j], -beta), MOST))
-
-
-def importance_weights(probabilities: Float64, size: int, beta: float, max_normalize: bool) -> Float32 | None:
-    """float32 [n]: (size * P)^-beta, divided by the largest where ``max_normalize``; None for beta = 0: all one."""
-    if beta == 0:
-        return None
-    weights = np.empty(probabilities.size, np.float32)
-    _importance_weights(probabilities, size, beta, weights)
-    return weights / weights.max() if max_normalize and weights.size else weights
-
-
 # By group and by source.
 
 
@@ -311,8 +298,7 @@ def draw_in_groups(order: Uint32, begins: Int64, p: Float64, count: int, rng: Rn
     p = p / p.sum() if p.sum() > 0 else sizes / sizes.sum()
     ends = np.cumsum(p)
     group = np.searchsorted(ends, rng.random(count) * ends[-1], side="right")
-    group = np.minimum(group, int(np.flatnonzero(p)[-1]))
-    item = np.minimum((rng.random(count) * sizes[group]).astype(np.int64), sizes[group] - 1)
+    item = (rng.random(count) * sizes[group]).astype(np.int64)  # below the size: a product with u < 1 rounds no higher
     return order[begins[group] + item].astype(np.int64), p[group] / sizes[group]
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, Plan, Policy, flag, real, register
-from fastprio.policies.primitives import codes_of, share_of
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock, Plan, Policy, register
+from fastprio.policies.primitives import at_least_one, codes_of
 
 if TYPE_CHECKING:
     from fastprio.store import ScoreStore
@@ -42,7 +43,7 @@ class RandomSubset(Policy):
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The epoch's part."""
         size = len(store)
-        count = max(1, share_of(size, self.keep))
+        count = at_least_one(size, self.keep)
         turn, part = divmod(clock.epoch, size // count)
         # Step 1, because plans are made with the bits of step 0.
         order = rng if self.fresh else Rng(rng.seed, turn, 1, "plan")

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._kernels import kernel, power
-from fastprio.policies.base import Clock, Columns, flag, real, register
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock, register
+from fastprio.policies.importance import Importance
 from fastprio.policies.last_loss import LastLoss
-from fastprio.policies.primitives import LEAST, importance_weights, ranking, unseen_first
-from fastprio.policies.schedules import linear, span
+from fastprio.policies.primitives import LEAST, ranking, unseen_first
+from fastprio.policies.schedules import span
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Float64, Int64
+    from fastprio._arrays import Float32
     from fastprio._random import Rng
     from fastprio.store import ScoreStore
 
@@ -25,7 +27,7 @@ def _priorities(order: Any, alpha: float, priorities: Float32) -> None:
 
 
 @register("rank_power")
-class RankPower(LastLoss):
+class RankPower(Importance, LastLoss):
     """Priority p_i = rank_i^-alpha (rank 1: the largest last loss), drawn with P(i) = p_i / sum p; weight (N P)^-beta.
 
     Examples are ranked at every epoch's start. Losses that come within an epoch leave the ranks as they are until the
@@ -54,23 +56,8 @@ class RankPower(LastLoss):
         self.alpha, self.beta = real("alpha", alpha, 0), span("beta", beta, least=0)
         self.max_normalize = flag("max_normalize", max_normalize)
 
-    @property
-    def by_batch(self) -> bool:
-        """Where a batch's largest weight is one."""
-        return self.max_normalize
-
-    @property
-    def needs_unbiased(self) -> bool:
-        """With any beta above zero."""
-        return linear(self.beta, 0.0) > 0 or linear(self.beta, 1.0) > 0
-
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> None:
         """Ranks, and sets all priorities."""
         priorities = np.empty(len(store), np.float32)
         _priorities(ranking(unseen_first(store.column("loss"), store.seen()), rng), self.alpha, priorities)
         store.tree.fill(priorities)
-
-    def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
-        """(N P)^-beta."""
-        beta = linear(self.beta, clock.progress)
-        return importance_weights(probabilities, columns["loss"].size, beta, self.max_normalize)

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Policy, register
 from fastprio.policies.primitives import quota
 
 if TYPE_CHECKING:

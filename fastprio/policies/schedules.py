@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from fastprio._kernels import power
-from fastprio.policies.base import finite
+from fastprio.policies.arguments import finite
 
 Span: TypeAlias = float | tuple[float, float]
 """A constant, or its values at the start and at the end."""

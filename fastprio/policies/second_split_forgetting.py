@@ -9,7 +9,8 @@ import numpy as np
 from fastprio._arrays import integer
 from fastprio._kernels import kernel
 from fastprio._random import Rng
-from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, flag, register
+from fastprio.policies.arguments import flag
+from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import codes_of, packed, uniformly, unpacked
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import Clock, Plan, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock, Plan, register
 from fastprio.policies.last_loss import LastLoss
-from fastprio.policies.primitives import clusters, codes_of, share_of, uniformly
+from fastprio.policies.primitives import at_least_one, clusters, codes_of, uniformly
 from fastprio.policies.schedules import annealing
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class SeTa(LastLoss):
     def plan(self, store: ScoreStore, clock: Clock, rng: Rng) -> Plan:
         """The window of column "loss", whoever keeps it."""
         size = len(store)
-        kept = uniformly(max(1, share_of(size, 1 - self.ratio)), rng, np.ones(size, bool))
+        kept = uniformly(at_least_one(size, 1 - self.ratio), rng, np.ones(size, bool))
         if clock.epoch > 0 and not annealing(clock.epoch, self.delta, store.epochs or 1):
             kept &= ~store.seen() | self._in_window(store.column("loss"), kept & store.seen(), clock.epoch)
         return Plan(codes_of(kept))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, real, register
+from fastprio.policies.arguments import real
+from fastprio.policies.base import OUT, SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, register
 from fastprio.policies.primitives import accepted, codes_of, highest, shares_below
 
 if TYPE_CHECKING:

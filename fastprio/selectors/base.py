@@ -11,7 +11,7 @@ import torch
 from fastprio import _core
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio._registry import Registry, arguments_of
+from fastprio._registry import Registry, arguments_of, described
 from fastprio.policies.base import Clock
 from fastprio.ranks import place_in
 from fastprio.selectors.pool import OnItsWay
@@ -68,8 +68,7 @@ class Selector:
         self.seed = integer("seed", seed, 0, (1 << 64) - 1)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
-        return f"{type(self).__name__}({arguments})"
+        return described(self)
 
     # What a method defines.
 

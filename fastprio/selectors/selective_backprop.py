@@ -10,7 +10,8 @@ import torch
 from fastprio._arrays import integer
 from fastprio._random import Rng
 from fastprio.policies import primitives
-from fastprio.policies.base import Clock, real
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock
 from fastprio.selectors.base import Selector, register
 from fastprio.selectors.queue import Selection
 

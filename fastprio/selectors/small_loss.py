@@ -8,7 +8,8 @@ import torch
 
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, real
+from fastprio.policies.arguments import real
+from fastprio.policies.base import Clock
 from fastprio.policies.primitives import share_of
 from fastprio.policies.schedules import linear
 from fastprio.selectors.base import Selector, register

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, flag, real
+from fastprio.policies.arguments import flag, real
+from fastprio.policies.base import Clock
 from fastprio.policies.observations import observations
 from fastprio.selectors.base import Selector, register
 from fastprio.selectors.pool import OnItsWay, drawn, masses, tau_of

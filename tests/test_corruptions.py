@@ -6,7 +6,8 @@ import torch
 from helpers import P_FAIL, p_value
 
 from fastprio.study.corruptions import KINDS, corrupt
-from fastprio.study.data import Split, StudyError
+from fastprio.study.data import Split
+from fastprio.study.files import StudyError
 
 N, CLASSES = 1000, 10
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastprio.study.data import Split, StudyError
+from fastprio.study.data import Split
+from fastprio.study.files import StudyError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

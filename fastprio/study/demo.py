@@ -32,7 +32,8 @@ from fastprio.bench.training import Choosing
 from fastprio.cli import look_here
 from fastprio.policies import example, observations
 from fastprio.study import report
-from fastprio.study.data import FASHION_MNIST, Batches, Data, StudyError, identity, load
+from fastprio.study.data import FASHION_MNIST, Batches, Data, identity, load
+from fastprio.study.files import StudyError
 from fastprio.study.models import SmallCNN, evaluate
 
 # Percentiles of the priorities that are kept of every epoch.
@@ -47,7 +48,7 @@ class Size(NamedTuple):
     batch_size: int
 
 
-# By data set and --quick. Image folders other than Fashion-MNIST are treated like it.
+# By data set and --quick. All but the digits are treated like Fashion-MNIST.
 SIZES = {
     ("images", False): Size(6, None, 128),
     ("images", True): Size(3, 8_000, 128),
@@ -60,8 +61,8 @@ SIZES = {
 class Config:
     """Settings of a run, with nothing left to default.
 
-    data: a folder, or "digits". examples: how many to train on, None for all. lr: the peak learning rate.
-    policy: a name that ``ScoreStore`` knows. threads: of torch. out: folder for the PNG and the JSON.
+    data: a folder, "module:callable", or "digits". examples: how many to train on, None for all. lr: the peak learning
+    rate. policy: a name that ``ScoreStore`` knows. threads: of torch. out: folder for the PNG and the JSON.
     """
 
     data: str
@@ -83,7 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return f"(default: {full}, quick {quick}; digits {digits}, quick {quick_digits})"
 
     add = parser.add_argument
-    add("--data", metavar="DIR", help=f"folder with IDX files, or 'digits' (default: {FASHION_MNIST}, else digits)")
+    add(
+        "--data",
+        metavar="DIR",
+        help="folder with the IDX files of MNIST or Fashion-MNIST or the binary version of CIFAR-10 or CIFAR-100; or "
+        "module:callable, which returns two map-style data sets (train, test) of (image, label); or 'digits' "
+        f"(default: {FASHION_MNIST}, else digits)",
+    )
     add("--quick", action="store_true", help="fewer examples and epochs: under a minute")
     add("--epochs", type=int, help=f"passes over the data {default('epochs')}")
     add("--batch-size", type=int, help=f"examples a batch {default('batch_size')}")
@@ -121,7 +128,7 @@ def configure(args: argparse.Namespace) -> Config:
         threads=args.threads,
         out=args.out,
     )
-    look_here()  # for module:Class
+    look_here()  # for module:Class and module:callable
     try:
         example(config.policy)
     except (ValueError, TypeError) as error:
@@ -262,11 +269,11 @@ def prepare(data: Data, config: Config) -> list[Arm]:
     Raises:
         StudyError: the images do not suit the model, or the store does not take the policy.
     """
-    height, width = data.train.images.shape[2:]
+    channels, height, width = data.train.images.shape[1:]
     if height != width or height % 4:
         raise StudyError(f"{data.name}: images of {height}x{width}: the model takes squares of a multiple of 4")
     torch.manual_seed(config.seed)
-    initial = SmallCNN(height, data.classes)
+    initial = SmallCNN(height, data.classes, channels=channels)
     dataset = Batches(data.train)
     generator = torch.Generator().manual_seed(config.seed)
 

@@ -1,40 +1,21 @@
-"""The command line: data files are checked, the demo leaves what it says, and errors are one line."""
+"""The command line: the demo leaves what it says, and errors are one line."""
 
 from __future__ import annotations
 
 import builtins
-import gzip
 import json
-import struct
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from study_helpers import write_cifar, write_images
 
 import fastprio
 from fastprio.cli import main
 from fastprio.study import data, demo
-from fastprio.study.models import SmallCNN, evaluate
 
 TINY = ["demo", "--data", "digits", "--examples", "200", "--epochs", "3", "--batch-size", "32", "--threads", "1"]
-
-
-def idx(array: np.ndarray) -> bytes:
-    """An array as the bytes of an IDX file."""
-    return struct.pack(f">I{array.ndim}I", 8 << 8 | array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
-def write_images(folder: Path, train: int = 40, test: int = 12, size: int = 8) -> None:
-    """The four files of a random data set with five classes."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(exist_ok=True)
-    for part, n in (("train", train), ("t10k", test)):
-        labels = np.arange(n) % 5
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(rng.integers(0, 256, (n, size, size)))))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -59,80 +40,6 @@ def only_line(text: str) -> str:
     assert text.count("\n") == 1, text
     assert text.endswith("\n"), text
     return text.strip()
-
-
-# The data.
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_an_idx_file_reads_back_as_written(tmp_path: Path, suffix: str) -> None:
-    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(gzip.compress(idx(array)) if suffix else idx(array))
-    np.testing.assert_array_equal(data.read_idx(path, 3), array)
-
-
-GOOD = idx(np.zeros((2, 3, 4)))
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "0 bytes: expected an IDX header of 16"),
-        (GOOD[:10], "10 bytes: expected an IDX header of 16"),
-        (b"\0\0\x0d\x03" + GOOD[4:], "magic number 0x00000d03: expected 0x00000803"),
-        (idx(np.zeros(24)), "magic number 0x00000801: expected 0x00000803"),
-        (GOOD[:-1], r"23 bytes of data: expected 24 for shape \(2, 3, 4\)"),
-        (GOOD + b"\0", "25 bytes of data: expected 24"),
-        (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1), "0 bytes of data: expected 792281"),
-    ],
-)
-def test_a_damaged_idx_file_is_refused_with_the_reason(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "images"
-    path.write_bytes(content)
-    with pytest.raises(data.StudyError, match=says):
-        data.read_idx(path, 3)
-
-
-@pytest.mark.parametrize(
-    "content", [b"not gzip at all", gzip.compress(GOOD)[:-9], gzip.compress(GOOD)[:20] + b"\0" * 40]
-)
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "images.gz"
-    path.write_bytes(content)
-    with pytest.raises(data.StudyError, match="cannot be read"):
-        data.read_idx(path, 3)
-
-
-def test_loaded_images_are_normalised_and_labelled(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    loaded = data.load(tmp_path, examples=30)
-    assert (len(loaded.train), len(loaded.test), loaded.classes) == (30, 12, 5)
-    assert loaded.train.images.shape == (30, 1, 8, 8)
-    assert loaded.train.images.dtype == torch.float32
-    assert loaded.train.labels.dtype == torch.int64
-    assert abs(float(loaded.train.images.mean())) < 1e-5
-    assert abs(float(loaded.train.images.std(correction=0)) - 1) < 1e-5
-    images, labels = data.Batches(loaded.train).__getitems__([3, 0, 3])
-    assert torch.equal(images[1], loaded.train.images[0])
-    assert torch.equal(labels, loaded.train.labels[[3, 0, 3]])
-
-
-def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(39))))
-    with pytest.raises(data.StudyError, match="40 images and 39 labels"):
-        data.load(tmp_path)
-
-
-@pytest.mark.parametrize("size", [8, 28])
-def test_the_model_takes_both_image_sizes(size: int) -> None:
-    model, images = SmallCNN(size, 10), torch.zeros(5, 1, size, size)
-    assert model(images).shape == (5, 10)
-    accuracy, loss = evaluate(model, images, torch.zeros(5, dtype=torch.int64), batch_size=2)
-    assert accuracy in (0.0, 1.0)
-    assert loss > 0
-    assert model.training
 
 
 # The demo.
@@ -177,11 +84,37 @@ def test_a_policy_that_leaves_examples_out_is_counted_truly(tmp_path: Path) -> N
     assert 200 < prioritized["backprops"] < 800
 
 
-def test_the_demo_runs_on_a_folder_of_idx_files(tmp_path: Path) -> None:
+def write_module(folder: Path) -> None:
+    """A module with a function that returns two data sets of colour images."""
+    lines = [
+        "import torch",
+        "def sets():",
+        "    images = torch.randn(52, 3, 12, 12, generator=torch.Generator().manual_seed(0))",
+        "    items = [(image, row % 5) for row, image in enumerate(images)]",
+        "    return items[:40], items[40:]",
+    ]
+    (folder / "own_sets.py").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("data", ["images", "cifar", "own_sets:sets"])
+def test_the_demo_runs_on_files_and_on_ones_own_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which the command adds the current folder
     write_images(tmp_path / "images")
-    words = ["demo", "--data", str(tmp_path / "images"), "--out", str(tmp_path), "--epochs", "1", "--batch-size", "16"]
-    assert main(words) == 0
-    assert json.loads((tmp_path / "demo.json").read_text())["data"]["train"] == 40
+    write_cifar(tmp_path / "cifar" / "cifar-10-batches-bin", "CIFAR-10")
+    write_module(tmp_path)
+    assert main(["demo", "--data", data, "--out", "out", "--epochs", "1", "--batch-size", "16"]) == 0
+    assert json.loads((tmp_path / "out" / "demo.json").read_text())["data"]["train"] == 40
+
+
+def test_images_that_the_demos_model_does_not_take_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images", size=10)
+    assert main(["demo", "--data", str(tmp_path / "images"), "--out", str(tmp_path)]) == 2
+    assert "images of 10x10: the model takes squares of a multiple of 4" in only_line(capsys.readouterr().err)
 
 
 def test_without_its_default_folder_the_demo_takes_digits_and_says_so(
@@ -218,7 +151,8 @@ def test_an_interrupted_demo_keeps_what_was_done(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--data", "/no/such/folder"], "/no/such/folder: no such folder: pass --data DIR"),
+        (["--data", "/no/such/folder"], "/no/such/folder: no such folder: expected one with the files"),
+        (["--data", "no_such_module:sets"], "data = 'no_such_module:sets': No module named"),
         (["--data", "digits", "--epochs", "0"], "epochs = 0: expected at least 1"),
         (["--data", "digits", "--lr", "nan"], "lr = nan"),
         (["--data", "digits", "--examples", "0"], "examples = 0"),

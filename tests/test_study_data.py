@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import itertools
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ def own(tmp_path, monkeypatch):
         made.append(f"own_{next(NUMBERS)}")  # a new name: modules are found once
         heading = "import numpy as np\nimport torch\nfrom PIL import Image\n"
         (tmp_path / f"{made[-1]}.py").write_text(heading + lines)
+        importlib.invalidate_caches()  # or a module as young as the last look into the folder is not found
         return f"{made[-1]}:sets"
 
     yield write
@@ -108,6 +109,13 @@ def test_a_folder_of_idx_files_is_read_and_normalised(tmp_path):
     )
 
 
+def test_one_channel_is_normalised_to_the_same_bits_as_by_one_scalar(tmp_path):
+    write_images(tmp_path)
+    pixels = read_idx(tmp_path / "train-images-idx3-ubyte.gz", 3)
+    expected = torch.tensor(pixels).unsqueeze(1).float().sub_(float(pixels.mean())).div_(float(pixels.std()))
+    assert torch.equal(load(tmp_path).train.images, expected)
+
+
 def test_a_batch_is_the_rows_that_are_asked_for(tmp_path):
     write_images(tmp_path)
     train = load(tmp_path).train
@@ -179,13 +187,16 @@ def test_a_damaged_cifar_folder_is_refused_with_the_file_and_the_reason(tmp_path
     for content, says in (
         (whole[:-1], r"data_batch_3.bin: 24583 bytes: expected one or more records of 3073 bytes"),
         (b"", "data_batch_3.bin: 0 bytes"),
-        (whole[: 2 * 3073] + b"\x0a" + whole[2 * 3073 + 1 :], "data_batch_3.bin: record 2 has the label 10: expected 0"),
+        (
+            whole[: 2 * 3073] + b"\x0a" + whole[2 * 3073 + 1 :],
+            "data_batch_3.bin: record 2 has the label 10: expected 0",
+        ),
     ):
         path.write_bytes(content)
         with pytest.raises(StudyError, match=says):
             load(tmp_path)
     path.unlink()
-    with pytest.raises(StudyError, match="data_batch_3.bin: cannot be read: No such file"):
+    with pytest.raises(StudyError, match=r"data_batch_3.bin: cannot be read: No such file"):
         load(tmp_path)
 
 

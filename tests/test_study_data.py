@@ -316,8 +316,8 @@ def test_data_sets_that_are_not_as_described_are_refused_with_the_place(own, ret
 def test_a_name_that_leads_to_no_callable_is_refused(own):
     name = own("sets = 3")
     for source, says in (
-        (name, "expected a callable sets in the module, got 3"),
-        (name.replace("sets", "others"), "expected a callable others in the module, got None"),
+        (name, "expected a callable sets in the module, got int"),
+        (name.replace("sets", "others"), "expected a callable others in the module, got NoneType"),
         ("no_such_module:sets", "No module named 'no_such_module'"),
         (own("import no_such_package"), "No module named 'no_such_package'"),
         ("own.py:", "expected module:callable"),

@@ -104,6 +104,22 @@ def test_a_resnet9_has_the_parameters_of_its_nine_layers():
         assert parameters(ResNet9(3, 10)) == parameters(ResNet9(3, 10, "group")) == expected
 
 
+def test_a_resnet9_leaves_4x4_of_32x32_to_its_last_pooling_and_an_eighth_of_its_last_layer():
+    model, seen = made("resnet9", size=32).eval(), {}
+    for layer in model.layers:
+        layer.register_forward_hook(lambda layer, _, out: seen.update({type(layer): out}))
+    logits = model(images(2, size=32))
+    assert seen[nn.MaxPool2d].shape == (2, 512, 4, 4)
+    assert torch.equal(logits, seen[nn.Linear] / 8)
+
+
+def test_a_wide_resnets_first_weights_have_the_variance_two_over_fan_out():
+    for layer in made("wrn-10-4").modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+            assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(("widen", "groups"), [(1, {16, 32}), (3, {16, 24, 32}), (4, {16, 32})])
 def test_groups_are_32_or_the_most_below_that_divide_the_channels(widen, groups):
     found = {module for module in WideResNet(10, widen, 3, 10, "group").modules() if isinstance(module, nn.GroupNorm)}

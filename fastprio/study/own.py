@@ -53,7 +53,7 @@ def _function(name: str) -> Any:
     except ImportError as error:
         raise StudyError(f"data = {name!r}: {error}") from error
     if not callable(found):
-        raise StudyError(f"data = {name!r}: expected a callable {attribute} in the module, got {found!r:.40}")
+        raise StudyError(f"data = {name!r}: expected a callable {attribute} in the module, got {type(found).__name__}")
     return found
 
 

@@ -364,7 +364,7 @@ def test_losses_of_another_form_are_refused(bad):
     losses = {"numbers": [1.0] * 4, "shape": torch.ones(4, 1), "length": torch.ones(3),
               "integers": torch.ones(4, dtype=torch.int64), "scores": torch.ones(4)}[bad]  # fmt: skip
     error = TypeError if bad in ("numbers", "integers") else ValueError
-    selector = SelectiveBackprop(4, 0.0)
+    selector = SelectiveBackprop(4, 0.0, accept_all_epochs=0)
     if bad != "scores":
         with pytest.raises(error, match="score: expected"):
             list(selector.batches(loader_of(8, 4, "tensor"), lambda batch: losses))

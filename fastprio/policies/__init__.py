@@ -33,6 +33,7 @@ from fastprio.policies.late_stopping import LateStopping
 from fastprio.policies.loss_ema import LossEMA
 from fastprio.policies.loss_power import LossPower
 from fastprio.policies.multiplicative_reweighting import MultiplicativeReweighting
+from fastprio.policies.noise_guard import NoiseGuard
 from fastprio.policies.observations import observations
 from fastprio.policies.on_the_fly_denoising import OnTheFlyDenoising
 from fastprio.policies.online_data_mixing import OnlineDataMixing
@@ -71,6 +72,7 @@ __all__ = [
     "LossEMA",
     "LossPower",
     "MultiplicativeReweighting",
+    "NoiseGuard",
     "Observation",
     "OnTheFlyDenoising",
     "OnlineDataMixing",

@@ -2,6 +2,7 @@
 
 from fastprio.selectors.base import Selector, find, make, register, registered
 from fastprio.selectors.co_teaching import CoTeaching
+from fastprio.selectors.noise_guard import NoiseGuard
 from fastprio.selectors.queue import Selection
 from fastprio.selectors.reducible_loss import ReducibleLoss
 from fastprio.selectors.selective_backprop import SelectiveBackprop
@@ -11,6 +12,7 @@ from fastprio.selectors.variance_reduction import VarianceReduction, gradient_no
 
 __all__ = [
     "CoTeaching",
+    "NoiseGuard",
     "ReducibleLoss",
     "Selection",
     "SelectiveBackprop",

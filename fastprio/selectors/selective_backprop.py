@@ -25,9 +25,10 @@ class SelectiveBackprop(Selector):
 
     Remembered are the last ``history`` losses that were forwarded; a batch's own enter before they are compared. Or,
     with history=None, the losses of all examples seen, in the store's column "loss", as they were at the epoch's start.
-    Accepted examples queue up and are trained on in full batches, with weight 1. The first epochs accept everything
-    and do not enter the history. A loss that is not finite is not accepted. The smallest loss remembered has
-    probability ``least_chance``, unless beta is 0. Where nothing is remembered in the store, everything is accepted.
+    Accepted examples queue up and are trained on in full batches, with weight 1. The first epochs accept everything,
+    without a scoring pass (with history=None they have one, for the store), and do not enter the history. A loss that
+    is not finite is not accepted. The smallest loss remembered has probability ``least_chance``, unless beta is 0.
+    Where nothing is remembered in the store, everything is accepted.
 
     Args:
         batch_size: of the batches that are trained on.
@@ -67,6 +68,10 @@ class SelectiveBackprop(Selector):
         self.history = None if history is None else integer("history", history, 1)
         self.accept_all_epochs = integer("accept_all_epochs", accept_all_epochs, 0)
         self.state = {"losses": torch.empty(0), "epoch": -1}  # of history=None: sorted, as of which epoch
+
+    def needs_scores(self, clock: Clock) -> bool:
+        """Not in the first epochs, unless the store is to know the losses that come after them."""
+        return clock.epoch >= self.accept_all_epochs or self.history is None
 
     def __call__(
         self, losses: torch.Tensor, *, indices: Any = None, columns: Any = None, clock: Clock, rng: Rng

@@ -1,0 +1,99 @@
+"""What all runs of a study have in common, what one of them is, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fastprio.study.files import StudyError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of all runs.
+
+    Args:
+        name: of the preset that it began as. data, model: as ``data.load`` and ``models.make_model`` take them.
+        examples: how many a run trains on, chosen by its seed. validation: how many of the others, clean, are held out.
+        evaluate: what the error is measured on, "test" or "validation".
+        epochs, batch_size: of uniform training; epochs * examples is its budget of backprops.
+        lr: the highest learning rate, reached by a line over the share ``warm_up`` of the run, and multiplied with
+            ``factor`` at each share of the run in ``drops``. momentum: Nesterov's.
+        shift: training images are moved at random by up to so many pixels in each direction; flip: and mirrored.
+        chance: the loss of a guess, for guards; None: ln of the number of classes.
+        evaluations: how many a run has, evenly spaced, the last one at its end. device: of torch.
+    """
+
+    name: str
+    data: str
+    model: str
+    examples: int
+    validation: int
+    epochs: int
+    batch_size: int
+    lr: float
+    warm_up: float = 0.05
+    drops: tuple[float, ...] = (0.6, 0.8)
+    factor: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    shift: int = 0
+    flip: bool = False
+    evaluate: str = "test"
+    evaluations: int = 20
+    ies_threshold: float = 1e-3
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raises StudyError for a setting out of range."""
+        for name, least in (("examples", 1), ("validation", 0), ("epochs", 1), ("batch_size", 1), ("evaluations", 2)):
+            if getattr(self, name) < least:
+                raise StudyError(f"{name} = {getattr(self, name)}: expected at least {least}")
+        for name in ("lr", "factor", "ies_threshold"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number above 0")
+        if self.evaluate not in ("test", "validation"):
+            raise StudyError(f"evaluate = {self.evaluate!r}: expected test or validation")
+        if self.evaluate == "validation" and not self.validation:
+            raise StudyError("evaluate = 'validation': expected validation >= 1")
+
+    def learning_rate(self, progress: float) -> float:
+        """At a share of the run, in [0, 1]."""
+        rise = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
+        return self.lr * rise * self.factor ** sum(progress >= at for at in self.drops)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run: a method with a budget, on data with a corruption, with a seed.
+
+    budget: share of uniform's backprops; what it means to a method is in ``methods``.
+    """
+
+    kind: str
+    level: float
+    method: str
+    budget: float
+    seed: int
+
+    @property
+    def column(self) -> str:
+        """The data: "labels 50", say."""
+        return self.kind if self.kind in ("clean", "rare") or ":" in self.kind else f"{self.kind} {100 * self.level:g}"
+
+    @property
+    def row(self) -> str:
+        """The method: "sb 33 %", say."""
+        return self.method if self.budget == 1 else f"{self.method} {100 * self.budget:.0f} %"
+
+
+def key_of(protocol: Protocol, cell: Cell) -> str:
+    """The hash under which a finished run is stored: of every setting of the protocol and of the cell."""
+    return _hash({"protocol": dataclasses.asdict(protocol), "cell": dataclasses.asdict(cell)})
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -62,7 +62,7 @@ def inspect_file(
         importlib.import_module(name)
     if top < 1:
         raise StudyError(f"--top {top}: expected at least 1")
-    png = path.with_suffix(".png") if png is None else png
+    png = path.parent / f"{path.stem}.png" if png is None else png
     outputs = {"--png": png} if csv is None else {"--png": png, "--csv": csv}
     _check_outputs(outputs, [path] if labels is None else [path, labels])
     store = _load(path, policy)

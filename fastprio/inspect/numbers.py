@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastprio.inspect.evidence import Suspects, filled, suspects
+from fastprio.inspect.evidence import Suspects, suspects
+from fastprio.inspect.scores import filled
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float64, Int64
@@ -45,9 +46,9 @@ class Inspection:
 
     policy: its call. nbytes: of the store in memory. kept_bytes: of what was saved with the store, such as a sampler's
     state; None: nothing was. seen: how many examples were ever scored. by_tree: whether the priorities alone say what
-    is drawn. priorities: of all examples. columns: those of numbers with a fraction, of examples that have one. stats: see
-    ``ScoreStore.stats``. ages: in updates, see ``ScoreStore.ages``; None where nothing was scored.
-    score: of the suspects' evidence; both None where there is none.
+    is drawn. priorities: of all examples. columns: those of numbers with a fraction, of examples that have one. stats:
+    see ``ScoreStore.stats``. ages: in updates, see ``ScoreStore.ages``; None where nothing was scored. score: of the
+    suspects' evidence; both None where there is none.
     """
 
     size: int

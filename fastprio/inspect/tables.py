@@ -93,13 +93,15 @@ def _law(found: Inspection) -> list[tuple[str, str]]:
     rows = [
         (
             "evenness",
-            f"as of {effective:,.4g} equal examples, {_share(effective / found.size)} (effective sample size)",
+            f"as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)",
         ),
         ("tau", f"{stats['tau']:.3f} = sqrt(1 + CV^2); near 1, priorities hardly differ"),
         ("top 1 %", f"{_share(stats['top_1pct_share'])} of the draws go to the examples of the largest priorities"),
         ("stale", f"{_share(stats['staleness'])} of those seen have no score of this epoch yet"),
         ("age of scores", age),
     ]
+    if found.priorities.zeros == found.size:
+        rows.append(("note", "no example has a priority yet: these are as if losses were, where they are kept"))
     if not found.by_tree:
         rows.append(("note", "this policy plans its epochs or draws in its own way: priorities alone do not say how"))
     return rows

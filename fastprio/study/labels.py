@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ def read_labels(path: Path, n: int, classes: int | None = None) -> npt.NDArray[n
     Raises: StudyError: a file that is absent or no such thing, another number, or a label out of range.
     """
     try:
-        labels = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, np.int64, ndmin=1)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file: what follows says how many it has
+            labels = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, np.int64, ndmin=1)
+    except (OSError, ValueError, EOFError) as error:
         raise StudyError(f"{path}: cannot be read as labels: {error}") from error
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise StudyError(f"{path}: expected {n} integers, got {labels.dtype} of shape {list(labels.shape)}")

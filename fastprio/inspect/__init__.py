@@ -77,7 +77,7 @@ def inspect_file(
         except OSError as error:
             raise StudyError(f"{option} {target}: cannot be written: {error.strerror or error}") from error
     tables.show(path, found, given)
-    print("\nWritten: " + ", ".join(map(str, outputs.values())))
+    print("Written: " + ", ".join(map(str, outputs.values())))
 
 
 def _check_outputs(outputs: dict[str, Path], inputs: list[Path]) -> None:

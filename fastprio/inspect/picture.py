@@ -23,8 +23,11 @@ def draw(path: Path, title: str, found: Inspection) -> None:
     figure.suptitle(heading, fontsize=11, parse_math=False)
     left, middle, right = figure.subplots(1, 3)
 
-    by = "" if found.by_tree else "; the policy also draws in its own way"
-    even = f"they draw as evenly as {found.stats['effective_sample_size']:,.0f} equal examples{by}"
+    even = f"as even as {found.stats['effective_sample_size']:,.0f} equal examples"
+    if found.priorities.zeros == found.size:
+        even = "none has been set"
+    elif not found.by_tree:
+        even += "; the policy also draws in its own way"
     _histogram(left, found.priorities, f"Priorities of all examples\n{even}", "priority", "examples")
     if found.suspects is None or found.score is None:
         _empty(middle, "Likely mislabelled", "the store keeps nothing\nthat tells a wrong label")

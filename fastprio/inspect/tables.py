@@ -86,22 +86,23 @@ def _facts(path: Path, found: Inspection) -> list[tuple[str, str]]:
 
 def _law(found: Inspection) -> list[tuple[str, str]]:
     stats, ages = found.stats, found.ages
-    effective, age = stats["effective_sample_size"], "nothing has been scored"
+    effective, age = stats["effective_sample_size"], "not there: nothing has been scored"
     if ages is not None:
         most = _number(ages.percentiles[100])
-        age = f"{_number(stats['score_age'])} updates on average, {most} at most, of {ages.examples:,} examples"
+        age = f"{_number(stats['score_age'])} updates old on average, {most} at most ({ages.examples:,} looked at)"
     rows = [
-        (
-            "evenness",
-            f"as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)",
-        ),
-        ("tau", f"{stats['tau']:.3f} = sqrt(1 + CV^2); near 1, priorities hardly differ"),
-        ("top 1 %", f"{_share(stats['top_1pct_share'])} of the draws go to the examples of the largest priorities"),
         ("stale", f"{_share(stats['staleness'])} of those seen have no score of this epoch yet"),
-        ("age of scores", age),
+        ("scores are", age),
     ]
+    if effective:
+        even = f"as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)"
+        top = f"{_share(stats['top_1pct_share'])} of the draws go to the examples of the largest priorities"
+        rows = [("evenness", even), ("tau", f"{stats['tau']:.3f} = sqrt(1 + CV^2); near 1, priorities hardly differ"),
+                ("top 1 %", top), *rows]  # fmt: skip
     if found.priorities.zeros == found.size:
-        rows.append(("note", "no example has a priority yet: these are as if losses were, where they are kept"))
+        rows.append(
+            ("note", "no priority has been set" + ("; evenness to top 1 % are of the losses" if effective else ""))
+        )
     if not found.by_tree:
         rows.append(("note", "this policy plans its epochs or draws in its own way: priorities alone do not say how"))
     return rows

@@ -23,22 +23,18 @@ def draw(path: Path, title: str, found: Inspection) -> None:
     figure.suptitle(heading, fontsize=11, parse_math=False)
     left, middle, right = figure.subplots(1, 3)
 
-    even = f"as even as {found.stats['effective_sample_size']:,.0f} equal examples"
-    if found.priorities.zeros == found.size:
-        even = "none has been set"
-    elif not found.by_tree:
-        even += "; the policy also draws in its own way"
-    _histogram(left, found.priorities, f"Priorities of all examples\n{even}", "priority", "examples")
+    _what_draws(left, found)
     if found.suspects is None or found.score is None:
-        _empty(middle, "Likely mislabelled", "the store keeps nothing\nthat tells a wrong label")
+        _empty(middle, "Evidence of wrong labels", "the store keeps nothing that tells")
     else:
-        name, listed = found.suspects.evidence.name, len(found.suspects.at)
-        heading = f"Likely mislabelled: large {name}\n{found.score.examples:,} examples have a score"
+        name, at, tied = found.suspects.evidence.name, found.suspects.at, found.suspects.tied
+        heading = f"Evidence of wrong labels: {name}\n{found.score.examples:,} examples have a score"
         _histogram(middle, found.score, heading, name, "examples")
         middle.set_ylim(top=1.15 * max(found.score.counts))  # room for the legend
-        least = float(found.suspects.scores[found.suspects.at[-1]])
+        least = float(found.suspects.scores[at[-1]]) - 0.5 * _whole(found.score)
         if least > 0 or not found.score.log:
-            middle.axvline(least, color=LINE, linewidth=1.5, label=f"the {listed} listed: from here on")
+            label = f"from here on: the {len(at):,} listed" + (f" and {tied:,} more" if tied else "")
+            middle.axvline(least, color=LINE, linewidth=1.5, label=label)
             middle.legend(frameon=False, fontsize=9, loc="upper left")
     if found.ages is None:
         _empty(right, "Age of the scores", "nothing has been scored yet")
@@ -51,11 +47,31 @@ def draw(path: Path, title: str, found: Inspection) -> None:
     path.write_bytes(png.getvalue())  # only a whole picture
 
 
+def _what_draws(axes: Any, found: Inspection) -> None:
+    """The priorities, or the losses of a store without any."""
+    losses = [of for of in found.columns if of.name == "loss" and of.examples]
+    even = f"as even as {found.stats['effective_sample_size']:,.0f} equal examples"
+    if found.priorities.zeros < found.size:
+        even += "" if found.by_tree else "; the policy also draws in its own way"
+        _histogram(axes, found.priorities, f"Priorities of all examples\n{even}", "priority", "examples")
+    elif losses:
+        _histogram(axes, losses[0], f"Losses kept; no priority has been set\n{even}", "loss", "examples")
+    else:
+        _empty(axes, "Priorities of all examples", "none has been set")
+
+
+def _whole(of: Distribution) -> bool:
+    """Whether the bins are of whole numbers."""
+    return not of.log and of.edges[0] % 1 == 0.5
+
+
 def _histogram(axes: Any, of: Distribution, title: str, xlabel: str, ylabel: str) -> None:
     axes.stairs(of.counts, of.edges, fill=True, color=BARS)
     if of.log:
         axes.set_xscale("log")
         xlabel += f" (log scale; {of.zeros:,} zeros not shown)" if of.zeros else " (log scale)"
+    if _whole(of):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel, parse_math=False)
     axes.set_ylabel(ylabel)

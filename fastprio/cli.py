@@ -16,6 +16,7 @@ from fastprio._version import __version__
 COMMANDS = {
     "demo": ("fastprio.study.demo", "train on real data with and without priority: live table, plot, JSON"),
     "methods": ("fastprio.methods", "list every method: what it keeps of an example, where it acts, its source"),
+    "inspect": ("fastprio.inspect", "show what a saved store has learnt, and which examples may be mislabelled"),
     "bench": ("fastprio.bench.throughput", "time draws and updates on this machine against uniform loading"),
 }
 

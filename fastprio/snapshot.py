@@ -95,7 +95,7 @@ def load(
     def destinations(plain: Any, entries: Mapping[str, _file.Entry]) -> dict[str, Any]:
         with _refused(path):
             check_format(plain)
-            chosen = make(plain["policy"], **plain["policy_config"]) if policy is None else make(policy)
+            chosen = make(plain["policy"] if policy is None else policy, **plain["policy_config"])
             kinds = {name: tuple(k) if isinstance(k, list) else k for name, k in plain["columns"].items()}
             extra = {name: kind for name, kind in kinds.items() if name not in chosen.columns}
             store = new(

@@ -369,7 +369,7 @@ class ScoreStore:
             scores = self.tree.priorities
             if self.tree.total == 0 and "loss" in self._columns:
                 scores = self._columns["loss"]
-            learnt = self.learnt[self.learnt >= 0]
+            ages = self.ages()[1]
             seen, fresh = (int(np.unpackbits(bits).sum(dtype=np.int64)) for bits in (self._columns["seen"], self.fresh))
             first = float(scores.sum(dtype=np.float64))
             second = float(np.einsum("i,i->", scores, scores, dtype=np.float64))
@@ -380,13 +380,22 @@ class ScoreStore:
                 "size": float(len(self)),
                 "coverage": seen / len(self),
                 "staleness": 1 - fresh / seen if seen else 0.0,
-                "score_age": float((self.clock.step - 1 - learnt).mean()) if len(learnt) else 0.0,
+                "score_age": float(ages.mean()) if len(ages) else 0.0,
                 "effective_sample_size": effective,
                 "tau": float(np.sqrt(len(self) / effective)) if effective > 0 else 1.0,
                 "top_1pct_share": largest / first if first > 0 else 0.0,
                 "updates": float(self.clock.step),
                 "skipped_nonfinite": float(self.skipped_nonfinite),
             }
+
+    def ages(self) -> tuple[Int64, Int64]:
+        """Of up to 8,192 scored examples that stand evenly in the store: which, and how old their scores are.
+
+        int64 [m], ascending indices; int64 [m], updates since then: 0 is the last one. Cost: O(8,192).
+        """
+        with self.lock:
+            known = np.flatnonzero(self.learnt >= 0)
+            return known << self._shift, self.clock.step - 1 - self.learnt[known]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors (copies) and plain values; loads under ``torch.load(weights_only=True)``."""
@@ -417,6 +426,8 @@ class ScoreStore:
     @classmethod
     def load(cls, path: str | os.PathLike[str], policy: str | Policy | None = None) -> ScoreStore:
         """The store that was saved. ``policy`` is needed where its class is not registered.
+
+        A name, also "package.module:Class", is of a class, which gets the arguments that were saved.
 
         Raises: ValueError if the file is damaged, of a newer version, or of another policy.
         Cost: O(size). Peak memory: the store, and a few MB; the file is read straight into it.

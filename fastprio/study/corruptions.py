@@ -16,6 +16,7 @@ import torch
 
 from fastprio.study.data import Split
 from fastprio.study.files import StudyError
+from fastprio.study.labels import read_labels
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,7 +56,7 @@ def corrupt(split: Split, classes: int, kind: str, level: float, seed: int) -> C
         raise StudyError(f"level = {level}: expected 0 <= level <= 1")
     n, everything = len(split), np.arange(len(split))
     if kind.startswith("file:"):
-        labels = torch.from_numpy(_read_labels(Path(kind.removeprefix("file:")), n, classes))
+        labels = torch.from_numpy(read_labels(Path(kind.removeprefix("file:")), n, classes))
         return _compared(split, Split(split.images, labels), np.ones(n, bool))
     order = np.random.default_rng([seed, 0])
     drawn = np.zeros(n, bool)
@@ -131,17 +132,3 @@ KINDS: dict[str, Callable[[Split, int, np.random.Generator], Split]] = {
     "gauss": _gauss,
 }
 """The paper's are "labels", "shuffle" and "gauss"."""
-
-
-def _read_labels(path: Path, n: int, classes: int) -> npt.NDArray[np.int64]:
-    try:
-        labels = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, np.int64, ndmin=1)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: cannot be read as labels: {error}") from error
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise StudyError(f"{path}: expected {n} integers, got {labels.dtype} of shape {list(labels.shape)}")
-    bad = (labels < 0) | (labels >= classes)
-    if bad.any():
-        at = int(bad.argmax())
-        raise StudyError(f"{path}: label {at} is {labels[at]}: expected 0 <= label < {classes}")
-    return labels.astype(np.int64)

@@ -93,6 +93,13 @@ EVIDENCE = (
         "Wrong labels keep a high loss until they are memorised. What was visited more often has a larger sum. " + HARD,
     ),
     Evidence(
+        "smoothed loss under a guard",
+        {"smoothed": "number"},
+        scores.column("smoothed"),
+        scores.by_median("smoothed loss"),
+        "What is set aside is not memorised, so that wrong labels keep a high loss. " + HARD,
+    ),
+    Evidence(
         "smoothed loss",
         {"average": "number", "score": "number"},
         scores.column("average"),

@@ -55,7 +55,7 @@ def _uniform(s: Setting) -> Policy:
 
 
 def _guard(inner: Callable[[Setting], Policy]) -> Callable[[Setting], Policy]:
-    return lambda s: policies.NoiseGuard(inner(s), chance=s.chance)
+    return lambda s: policies.NoiseGuard(inner(s), s.chance, probe=s.protocol.probe)
 
 
 def _infobatch(s: Setting) -> Policy:

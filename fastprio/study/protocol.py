@@ -23,8 +23,9 @@ class Protocol:
         lr: the highest learning rate, reached by a line over the share ``warm_up`` of the run, and multiplied with
             ``factor`` at each share of the run in ``drops``. momentum: Nesterov's.
         shift: training images are moved at random by up to so many pixels in each direction; flip: and mirrored.
-        chance: the loss of a guess, for guards; None: ln of the number of classes.
-        evaluations: how many a run has, evenly spaced, the last one at its end. device: of torch.
+        evaluations: how many a run has, evenly spaced, the last one at its end.
+        ies_threshold, probe: arguments of InstanceEarlyStopping and of NoiseGuard, which no default suits everywhere.
+        device: of torch.
     """
 
     name: str
@@ -45,11 +46,19 @@ class Protocol:
     evaluate: str = "test"
     evaluations: int = 20
     ies_threshold: float = 1e-3
+    probe: int = 1
     device: str = "cpu"
 
     def check(self) -> None:
         """Raises StudyError for a setting out of range."""
-        for name, least in (("examples", 1), ("validation", 0), ("epochs", 1), ("batch_size", 1), ("evaluations", 2)):
+        for name, least in (
+            ("examples", 1),
+            ("validation", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("evaluations", 2),
+            ("probe", 1),
+        ):
             if getattr(self, name) < least:
                 raise StudyError(f"{name} = {getattr(self, name)}: expected at least {least}")
         for name in ("lr", "factor", "ies_threshold"):
@@ -70,7 +79,7 @@ class Protocol:
 class Cell:
     """One run: a method with a budget, on data with a corruption, with a seed.
 
-    budget: share of uniform's backprops; what it means to a method is in ``methods``.
+    budget: share of uniform's backprops; what it means to a method is in ``methods``. lr_scale: of the learning rate.
     """
 
     kind: str
@@ -78,6 +87,7 @@ class Cell:
     method: str
     budget: float
     seed: int
+    lr_scale: float = 1.0
 
     @property
     def column(self) -> str:
@@ -87,7 +97,8 @@ class Cell:
     @property
     def row(self) -> str:
         """The method: "sb 33 %", say."""
-        return self.method if self.budget == 1 else f"{self.method} {100 * self.budget:.0f} %"
+        scaled = "" if self.lr_scale == 1 else f", learning rate x {self.lr_scale:g}"
+        return self.method + ("" if self.budget == 1 else f" {100 * self.budget:.0f} %") + scaled
 
 
 def key_of(protocol: Protocol, cell: Cell) -> str:

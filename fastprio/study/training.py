@@ -115,6 +115,11 @@ class _Loader(PriorityLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return self.watch.each("loading", super().__iter__())
 
+    @property
+    def planned(self) -> int:
+        """How many examples the epoch has."""
+        return self._priority.planned
+
 
 class Run:
     """A run. ``steps()`` trains; ``result()`` is what it measured.
@@ -127,6 +132,8 @@ class Run:
         part = part_of(protocol, cell)
         self.held_out, self.altered = _moved(part.held_out, protocol.device), part.altered
         self.method, self.setting = find(cell.method), Setting(protocol, cell, part.classes)
+        # Of the examples that there are, the altered ones too where an oracle takes them away.
+        self.budget = round(cell.budget * len(self.altered) * protocol.epochs)
         if self.method.oracle:
             kept = np.flatnonzero(~part.altered)
             part = dataclasses.replace(part, train=_rows(part.train, torch.from_numpy(kept)))
@@ -158,7 +165,6 @@ class Run:
         )
         self.loader.on_the_clock(self.watch)
         self.selector = None if self.method.selector is None else self.method.selector(self.setting)
-        self.budget = round(cell.budget * protocol.examples * protocol.epochs)
         self.epoch = self.backprops = self.scored = 0
         self.altered_backprops = 0
         self.last_loss = np.full(len(part.train), np.nan, np.float32)
@@ -169,8 +175,8 @@ class Run:
         """The share of the run that is over, in [0, 1]."""
         if self.method.ends == BACKPROPS:
             return min(1.0, self.backprops / self.budget)
-        share = self.examples.offered / max(1, self.loader.sampler.planned)
-        return min(1.0, (self.epoch + min(1.0, share)) / self.protocol.epochs)
+        share = min(1.0, self.examples.offered / max(1, self.loader.planned))
+        return min(1.0, (self.epoch + share) / self.protocol.epochs)
 
     @property
     def over(self) -> bool:
@@ -202,7 +208,7 @@ class Run:
     def _step(self, at: Tensor, images: Tensor, labels: Tensor) -> None:
         """One update of the parameters."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.protocol.learning_rate(self.progress)
+            group["lr"] = self.cell.lr_scale * self.protocol.learning_rate(self.progress)
         with self.watch("forward"):
             logits, losses, labels = self._forward(images, labels)
         with self.watch("choosing"):
@@ -293,9 +299,10 @@ class Run:
     def _class_errors(self) -> list[float]:
         self.model.eval()
         images, labels = self.held_out.images, self.held_out.labels
-        wrong = torch.cat([self.model(x).argmax(1) for x in images.split(250)]) != labels
+        wrong = torch.cat([self.model(part).argmax(1) for part in torch.split(images, 250)]) != labels
         counts = torch.bincount(labels, minlength=self.classes).clamp(min=1)
-        return (100 * torch.bincount(labels[wrong], minlength=self.classes) / counts).tolist()
+        errors: list[float] = (100 * torch.bincount(labels[wrong], minlength=self.classes) / counts).tolist()
+        return errors
 
 
 def _detection(altered: Any, score: Any, aside: Any) -> dict[str, float | None]:

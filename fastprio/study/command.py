@@ -1,0 +1,184 @@
+"""``fastprio study``: runs a study, times it, and writes its report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fastprio.cli import look_here
+from fastprio.study import grid
+from fastprio.study.corruptions import KINDS
+from fastprio.study.files import StudyError
+from fastprio.study.methods import find
+from fastprio.study.presets import PRESETS
+from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.timing import in_turns
+
+SETTINGS = {field.name: field for field in dataclasses.fields(Protocol) if field.name != "name"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares ``fastprio study run | time | report``."""
+    actions = parser.add_subparsers(dest="action", metavar="run | time | report", required=True)
+    run = actions.add_parser("run", help="make the runs of a preset; stop it and go on as you like")
+    run.add_argument("preset", choices=PRESETS)
+    run.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)")
+    timing = actions.add_parser("time", help="make runs one step after another in one process, for seconds")
+    timing.add_argument("preset", choices=PRESETS)
+    for action in (run, timing):
+        add = action.add_argument
+        add("--out", metavar="DIR", help="where finished runs are kept (default: fastprio-study/PRESET)")
+        add("--methods", metavar="NAME,...", help="only these")
+        add("--columns", metavar="KIND[:LEVEL],...", help="only these corruptions, as in 'clean,labels:0.5'")
+        add("--seeds", metavar="A-B", help="these seeds of everything, in place of the preset's")
+        add("--set", metavar="NAME=VALUE", action="append", default=[], help="another setting of the protocol")
+        add("--list", action="store_true", help="print the runs, and what is done of them, and do nothing")
+    report = actions.add_parser("report", help="write tables and pictures of the runs in a folder")
+    report.add_argument("folder", metavar="DIR")
+
+
+def protocol_for(args: argparse.Namespace) -> Protocol:
+    """The preset's, with what ``--set`` changes.
+
+    Raises: StudyError: a setting that is unknown or out of range.
+    """
+    protocol, changed = PRESETS[args.preset].protocol, {}
+    for given in args.set:
+        name, equals, text = given.partition("=")
+        if not equals or name not in SETTINGS:
+            raise StudyError(f"--set {given}: expected NAME=VALUE with NAME one of {', '.join(SETTINGS)}")
+        changed[name] = _read(name, text, getattr(protocol, name))
+    protocol = dataclasses.replace(protocol, **changed)
+    protocol.check()
+    return protocol
+
+
+def _read(name: str, text: str, like: Any) -> Any:
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(like, tuple):
+            return tuple(float(part) for part in text.split(",") if part)
+        return type(like)(text)
+    except (ValueError, KeyError):
+        raise StudyError(f"--set {name}={text}: expected a value like {like!r}") from None
+
+
+def cells_for(args: argparse.Namespace) -> list[Cell]:
+    """The preset's runs, as far as they are wanted.
+
+    Raises: StudyError: an unknown method or column, or seeds that are none.
+    """
+    cells = PRESETS[args.preset].cells()
+    if args.methods is not None:
+        names = args.methods.split(",")
+        for name in names:
+            find(name)
+        cells = [cell for cell in cells if cell.method in names]
+    if args.columns is not None:
+        wanted = [_column(text) for text in args.columns.split(",")]
+        cells = [dataclasses.replace(cell, kind=kind, level=level) for kind, level in wanted for cell in cells]
+    if args.seeds is not None:
+        cells = [dataclasses.replace(cell, seed=seed) for seed in _seeds(args.seeds) for cell in cells]
+    return list(dict.fromkeys(cells))
+
+
+def _column(text: str) -> tuple[str, float]:
+    kind, _, level = text.rpartition(":") if ":" in text else (text, "", "0")
+    try:
+        share = float(level)
+    except ValueError:
+        kind, share = text, 1.0  # file:PATH
+    if not (kind in KINDS or kind == "rare" or kind.startswith("file:")) or not 0 <= share <= 1:
+        known = ", ".join((*KINDS, "rare", "file:PATH"))
+        raise StudyError(f"--columns {text}: expected KIND or KIND:LEVEL with KIND one of {known} and 0 <= LEVEL <= 1")
+    return kind, share
+
+
+def _seeds(text: str) -> range:
+    first, _, last = text.partition("-")
+    try:
+        seeds = range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = range(0)
+    if not seeds:
+        raise StudyError(f"--seeds {text}: expected a number, or two as in 100-102")
+    return seeds
+
+
+class Progress:
+    """Says what was done and how long the rest will take, from what the runs of this call took."""
+
+    def __init__(self) -> None:
+        self.begin, self.made = time.perf_counter(), 0
+
+    def __call__(self, run: dict[str, Any], done: int, total: int) -> None:
+        self.made += 1
+        cell, result = grid.cell_of(run), run["result"]
+        left = (time.perf_counter() - self.begin) / self.made * (total - done)
+        print(
+            f"{done} of {total}  {cell.column}, {cell.row}, seed {cell.seed}: error {result['error']:.2f} %, "
+            f"{result['whole_seconds']:.0f} s; {_span(left)} left",
+            flush=True,
+        )
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def make_runs(args: argparse.Namespace) -> None:
+    """``fastprio study run``."""
+    protocol, cells = protocol_for(args), cells_for(args)
+    if args.workers < 1:
+        raise StudyError(f"--workers {args.workers}: expected at least 1")
+    folder = Path(args.out or f"fastprio-study/{protocol.name}")
+    if args.list:
+        have = {grid.cell_of(run) for run in grid.read(folder)}
+        for cell in cells:
+            print(f"{'done' if cell in have else '    '}  {cell.column}, {cell.row}, seed {cell.seed}")
+        return
+    made = grid.run_all(folder, protocol, cells, args.workers, Progress())
+    print(f"{len(cells)} runs in {folder / grid.FILE}, {made} of them made now; fastprio study report {folder}")
+
+
+def make_times(args: argparse.Namespace) -> None:
+    """``fastprio study time``: all methods of a column at once, a column after the other."""
+    protocol, cells = protocol_for(args), cells_for(args)
+    cells = [cell for cell in cells if cell.lr_scale == 1]
+    folder = Path(args.out or f"fastprio-study/{protocol.name}")
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.column, cell.seed), []).append(cell)
+    with grid.appending(folder, protocol, grid.TIMES) as add:
+        have = {run["key"] for run in grid.read(folder, grid.TIMES)}
+        for (column, seed), group in groups.items():
+            if all(key_of(protocol, cell) in have for cell in group):
+                continue
+            print(f"{column}, seed {seed}: {len(group)} runs in turns", flush=True)
+            # Together or not at all: seconds of different times are not to be compared.
+            for run in in_turns(protocol, group):
+                add(run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; 2 after one line on stderr where something is missing or does not fit."""
+    look_here()
+    try:
+        {"run": make_runs, "time": make_times, "report": _report}[args.action](args)
+    except StudyError as error:
+        print(f"fastprio study: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(args: argparse.Namespace) -> None:
+    from fastprio.study.paper import write  # what it needs is in the extra
+
+    for path in write(Path(args.folder)):
+        print(path)

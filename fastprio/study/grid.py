@@ -1,0 +1,180 @@
+"""A study's folder: runs are made by worker processes, and each finished one is a line of a file.
+
+``cells.jsonl`` has a line of JSON for each run: the key (a hash of every setting), the protocol, the cell, versions,
+machine and date, and the result. A line is written whole and synced before the next run of its worker begins, so that
+a study that is stopped at any moment has lost at most the runs under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprio.bench import stamp
+from fastprio.study.files import StudyError
+from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.training import Run
+
+FILE = "cells.jsonl"
+TIMES = "times.jsonl"
+"""The same, of runs that were made in turns: their seconds may be compared."""
+
+
+def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
+    """The finished runs of a folder, in the order in which they were finished; none if there is no file.
+
+    A last line that was cut short is passed over: the run is made again.
+
+    Raises: StudyError: a line that is not a run's, or runs of several protocols in one folder.
+    """
+    path = folder / name
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            run = json.loads(line)
+            protocol, cell = protocol_of(run), cell_of(run)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StudyError(f"{path}, line {number}: not a run of this version: {error}") from error
+        if run["key"] != key_of(protocol, cell):
+            raise StudyError(f"{path}, line {number}: its key is not that of its settings")
+        if found and run["protocol"] != found[0]["protocol"]:
+            raise StudyError(f"{path}, line {number}: another protocol than in line 1: a folder has the runs of one")
+        found.append(run)
+    return found
+
+
+def protocol_of(run: dict[str, Any]) -> Protocol:
+    """The protocol that a line states."""
+    return Protocol(**{**run["protocol"], "drops": tuple(run["protocol"]["drops"])})
+
+
+def cell_of(run: dict[str, Any]) -> Cell:
+    """The cell that a line states."""
+    return Cell(**run["cell"])
+
+
+@contextlib.contextmanager
+def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The folder for writing, by one process at a time: gives a function that adds a run.
+
+    Raises: StudyError: another process has it, or it has runs of another protocol.
+    """
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StudyError(f"{folder}: another process is at work in it") from error
+        runs = read(folder, name)
+        if runs and protocol_of(runs[0]) != protocol:
+            differ = [
+                f"{field.name} = {getattr(protocol_of(runs[0]), field.name)!r} there, {getattr(protocol, field.name)!r}"
+                for field in dataclasses.fields(Protocol)
+                if getattr(protocol_of(runs[0]), field.name) != getattr(protocol, field.name)
+            ]
+            raise StudyError(f"{folder} has runs of another protocol ({'; '.join(differ)}): use another folder")
+        _drop_cut_line(file)
+
+        def add(run: dict[str, Any]) -> None:
+            file.write(json.dumps(run).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+        yield add
+
+
+def _drop_cut_line(file: Any) -> None:
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def finish(protocol: Protocol, cell: Cell) -> dict[str, Any]:
+    """Makes a run, on one thread: its line."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    try:
+        run = Run(protocol, cell)
+        for _ in run.steps():
+            pass
+        result = run.result()
+    finally:
+        torch.set_num_threads(threads)
+    return line(protocol, cell, {**result, "whole_seconds": time.perf_counter() - begin})
+
+
+def line(protocol: Protocol, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of a run."""
+    return {
+        "key": key_of(protocol, cell),
+        "protocol": dataclasses.asdict(protocol),
+        "cell": dataclasses.asdict(cell),
+        **stamp("fastprio study"),
+        "result": result,
+    }
+
+
+def run_all(
+    folder: Path,
+    protocol: Protocol,
+    cells: Sequence[Cell],
+    workers: int,
+    told: Callable[[dict[str, Any], int, int], None],
+) -> int:
+    """Makes the runs that the folder does not have yet, in order, ``workers`` at a time, each in a process.
+
+    Args: told: called with each finished line, how many are done and how many there are.
+
+    Returns: how many were made. KeyboardInterrupt stops at once; what was finished is stored.
+    """
+    with appending(folder, protocol) as add:
+        have = {run["key"] for run in read(folder)}
+        waiting = [cell for cell in cells if key_of(protocol, cell) not in have]
+        done = len(cells) - len(waiting)
+        if not waiting:
+            return 0
+        # Not forked: torch's and Numba's threads do not survive that.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
+        try:
+            under_way: set[Future[dict[str, Any]]] = set()
+            ahead = iter(waiting)
+            while True:
+                while len(under_way) < workers and (cell := next(ahead, None)) is not None:
+                    under_way.add(pool.submit(finish, protocol, cell))
+                if not under_way:
+                    return len(waiting)
+                ready, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    made = future.result()
+                    add(made)
+                    done += 1
+                    told(made, done, len(cells))
+        finally:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(cancel_futures=True)

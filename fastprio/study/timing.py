@@ -1,0 +1,37 @@
+"""Wall-clock figures: one process, one thread, methods in turns, so that what else the machine does slows all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastprio.study.grid import line
+from fastprio.study.protocol import Cell, Protocol
+from fastprio.study.training import Run
+
+
+def in_turns(
+    protocol: Protocol, cells: Sequence[Cell], told: Callable[[float], None] = lambda share: None
+) -> list[dict[str, Any]]:
+    """Trains all of the cells at once, always going on with the one that is furthest behind: their lines.
+
+    Args: told: called now and then with the share of the whole that is done.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = [Run(protocol, cell) for cell in cells]
+        running = {number: run.steps() for number, run in enumerate(runs)}
+        turn = 0
+        while running:
+            number = min(running, key=lambda number: runs[number].progress)
+            if next(running[number], running) is running:  # its end
+                del running[number]
+            turn += 1
+            if turn % 256 == 0:
+                told(sum(run.progress for run in runs) / len(runs))
+        return [line(protocol, cell, run.result()) for cell, run in zip(cells, runs, strict=True)]
+    finally:
+        torch.set_num_threads(threads)

@@ -129,7 +129,7 @@ def test_accepts_where_the_random_number_is_below_the_chance_by_definition(beta,
         u = Rng(3, 1, step, "select").random(losses.size)
         expected = [j for j, p in enumerate(plain.chances(losses.tolist())) if u[j] < p]
         assert accepted(selection).tolist() == expected
-        assert sorted(selection.positions.tolist()) == list(range(losses.size))
+        assert len(set(selection.positions.tolist())) == len(selection.positions) <= losses.size
         assert selection.weights is None
         assert selector.state["losses"].tolist() == plain.losses
 

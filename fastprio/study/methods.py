@@ -38,7 +38,8 @@ class Method:
         policy: of the loader. selector: of its batches, None for none.
         ends: after ``budget`` of uniform's backprops, where the method may use any number; or after the protocol's
             epochs. That is also what the learning rate goes by.
-        pool: examples a batch of the loader, in batches of training; None: 1.
+        pooled: whether the loader's batches are as many times larger as ``budget`` is smaller than 1, so that about one
+            batch of training comes from each; else they are those of training.
         oracle: whether the examples that were altered are taken away before.
     """
 
@@ -46,7 +47,7 @@ class Method:
     policy: Callable[[Setting], Policy]
     selector: Callable[[Setting], Selector] | None = None
     ends: str = EPOCHS
-    pool: Callable[[Setting], float] | None = None
+    pooled: bool = False
     oracle: bool = False
 
 
@@ -73,12 +74,12 @@ METHODS: dict[str, Method] = {
         "a random part of the examples each epoch, others in the next, fully annealed",
         lambda s: policies.RandomSubset(s.cell.budget),
     ),
-    "SB": Method("Selective-Backprop", _uniform, _selective_backprop, BACKPROPS),
+    "SB": Method("Selective-Backprop", _uniform, _selective_backprop, BACKPROPS, pooled=True),
     "VR": Method(
         "variance-reduction importance sampling, at most so much of what is offered",
         _uniform,
         lambda s: selectors.VarianceReduction(s.protocol.batch_size, seed=s.cell.seed),
-        pool=lambda s: 1 / s.cell.budget,
+        pooled=True,
     ),
     "InfoBatch": Method("random pruning of easy examples, rescaled", _infobatch),
     "IES": Method(
@@ -90,6 +91,7 @@ METHODS: dict[str, Method] = {
         _guard(_uniform),
         lambda s: selectors.NoiseGuard(_selective_backprop(s)),
         BACKPROPS,
+        pooled=True,
     ),
     "guarded InfoBatch": Method("NoiseGuard around InfoBatch", _guard(_infobatch)),
     "guarded uniform": Method("NoiseGuard around uniform epochs", _guard(_uniform), ends=BACKPROPS),
@@ -98,6 +100,7 @@ METHODS: dict[str, Method] = {
         _uniform,
         _selective_backprop,
         BACKPROPS,
+        pooled=True,
         oracle=True,
     ),
 }

@@ -154,7 +154,7 @@ class Run:
             weight_decay=protocol.weight_decay,
         )
         self.examples = Examples(part.train, protocol.shift, protocol.flip, cell.seed, self.watch)
-        pool = 1.0 if self.method.pool is None else self.method.pool(self.setting)
+        pool = 1 / cell.budget if self.method.pooled else 1.0
         self.loader = _Loader(
             self.examples,
             round(pool * protocol.batch_size),

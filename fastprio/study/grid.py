@@ -43,7 +43,7 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    found = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             run = json.loads(line)

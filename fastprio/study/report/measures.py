@@ -19,12 +19,12 @@ class Bound(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean of ``count`` numbers, and the ends of its 90 % interval, None for a single number."""
+    """The mean of ``pairs`` numbers, and the ends of its 90 % interval, None for a single number."""
 
     mean: float
     low: float | None
     high: float | None
-    count: int
+    pairs: int
 
 
 # Student's t at 0.95 by degrees of freedom, from 1: half of what is outside a two-sided 90 % interval is above it.

@@ -32,7 +32,7 @@ def speed_up(results: Results, column: str, row: str, seed: int, factor: float, 
 
 
 def speed_ups(results: Results, factor: float, clock: str = BACKPROPS) -> list[Record]:
-    """Column, row, seeds, reached (by how many of them), speed_up (mean of those; None unless half do), error (mean)."""
+    """Column, row, seeds, reached (by how many), speed_up (mean of those; None unless half do), error (mean)."""
     records: list[Record] = []
     for column, row in results.pairs():
         seeds = results.seeds(column, row)
@@ -74,12 +74,12 @@ def uniform_curve(
 
     Returns: None unless there are two budgets.
     """
-    points = set()
+    points: dict[float, float] = {}
     for row in results.rows:
         run = results.get(column, row, seed)
         if run is not None and results.cells[row].method in (UNIFORM, SUBSET):
-            points.add((cost(run, BACKPROPS), measure(run)))
-    return sorted(points) if len(points) > 1 else None
+            points[cost(run, BACKPROPS)] = measure(run)
+    return sorted(points.items()) if len(points) > 1 else None
 
 
 def timed_curve(study: Study, column: str, seed: int) -> list[tuple[float, float]] | None:

@@ -76,8 +76,9 @@ def _seen(name: str) -> Callable[[Study, str], Measured]:
 
 def _set_aside(study: Study, column: str) -> Measured:
     """The share of all examples that the guard sets aside, altered or not."""
-    runs, altered = study.runs.of(column, GUARD), study.runs.altered_share(column)
-    if not runs or altered is None:
+    runs = study.runs.of(column, GUARD)
+    altered = study.runs.altered_share(column) if runs else None
+    if altered is None:
         return None
     both = [(run["detection"]["aside_unaltered"], run["detection"]["recall"] or 0.0) for run in runs]
     return mean([(1 - altered) * wrongly + altered * rightly for wrongly, rightly in both]), len(runs)

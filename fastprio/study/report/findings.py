@@ -171,7 +171,7 @@ def bars(study: Study) -> Section:
         for r in found
     ]
     intro = (
-        f"What is expected of the methods, against what was measured: {met} of {len(found)} met. Differences are in points of "
-        "error, means over seeds; their intervals are under “Every seed”."
+        f"What is expected of the methods, against what was measured: {met} of {len(found)} met. Differences are in "
+        "points of error, means over seeds; their intervals are under “Every seed”."
     )
     return Section("Claims", f"{intro}\n\n{markdown(head, rows, left=3)}", {"claims": found})

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fastprio.study.report.claims import GUARD, SB, SUBSET
 from fastprio.study.report.errors import GUARDED
@@ -79,7 +79,7 @@ def learning_curves(study: Study, path: Path) -> None:
         panel.set_title(column)
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
         if highest:
             panel.set_ylim(top=1.15 * highest)  # what a model does in its first steps would flatten the rest
@@ -121,8 +121,8 @@ def final_errors(study: Study, path: Path) -> None:
 def altered_share(study: Study, path: Path) -> None:
     """What Selective-Backprop selects with and without the guard, beside the law and the data's own share."""
     results, found = study.runs, law(study.runs)
-    figure, (panel,) = _panels(1, 2.6 + 0.75 * max(3, len(found)), 3.8)
-    panel.set_title(f"Altered among the back-propagated: {_title(results)}", fontsize=11)
+    figure, (panel,) = _panels(1, 3.6 + 0.75 * max(4, len(found)), 3.8)
+    figure.suptitle(f"Altered among the back-propagated\n{_title(results)}")
     wide: dict[str, Any] = {"color": "#333333", "linewidth": 0, "markeredgewidth": 2, "markersize": 26, "marker": "_"}
     for place, record in enumerate(found):
         panel.plot([place], [record["predicted"]], **wide)
@@ -132,7 +132,7 @@ def altered_share(study: Study, path: Path) -> None:
             if shares:
                 colour, marker = STYLE[results.cells[row].method]
                 panel.plot([place + shift] * len(shares), shares, marker, color=colour, markersize=6, alpha=0.8)
-    panel.set_xticks(range(len(found)), [f"{r['column']}\n{r['row'].split(' ', 1)[-1]} budget" for r in found])
+    panel.set_xticks(range(len(found)), [f"{r['column']}\n{r['row']}" for r in found])
     panel.set_xlim(-0.6, len(found) - 0.4)
     panel.set_ylim(0, 1)
     panel.yaxis.set_major_formatter(PercentFormatter(1))
@@ -143,7 +143,7 @@ def altered_share(study: Study, path: Path) -> None:
     for method in ("SB", "guarded SB"):
         colour, marker = STYLE[method]
         handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=f"{method}, a dot a seed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
     figure.savefig(path)
 
 
@@ -153,8 +153,8 @@ def seconds(study: Study, path: Path) -> None:
     rows = timed.rows[::-1]
     figure, axes = _panels(len(timed.columns), 4.6, 0.6 + 0.3 * len(rows), sharey=True)
     figure.suptitle(f"Where the seconds go (choosing, in % of them, at the end): {_title(timed)}")
-    # Greys to yellow, so that no part is taken for a method.
-    colours = dict(zip(PARTS, colormaps["cividis"]([0.0, 1.0, 0.75, 0.5, 0.25]), strict=True))
+    # Other colours than the methods', light and dark in turns.
+    colours = dict(zip(PARTS, ["#DDDDDD", *colormaps["cividis"]([1.0, 0.7, 0.4, 0.1])], strict=True))
     for panel, column in zip(axes, timed.columns, strict=True):
         for record in (record for record in found if record["column"] == column):
             place, begin = rows.index(record["row"]), 0.0

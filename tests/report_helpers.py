@@ -11,6 +11,8 @@ from fastprio.study.report.results import Results, Study
 PROTOCOL = Protocol("made up", "digits", "small-cnn", 100, 0, epochs=10, batch_size=10, lr=0.1)
 WHOLE = 1000
 """Uniform's backprops."""
+UNIFORM = [50.0, 30.0, 11.0, 10.0]
+"""Its errors."""
 
 
 def made(
@@ -59,3 +61,23 @@ def made(
 def study(lines: list[dict[str, Any]], timed: list[dict[str, Any]] | None = None) -> Study:
     """A study of made-up runs."""
     return Study(Results(lines), Results(timed or []))
+
+
+def uniforms(kind: str = "clean", level: float = 0.0, seeds: int = 2) -> list[dict[str, Any]]:
+    """Uniform training that ends at 10 % with all, 14 % with a half and 18 % with a quarter of the backprops."""
+    return [
+        made(kind, level, method, budget, seed, [*UNIFORM[:3], error])
+        for seed in range(seeds)
+        for method, budget, error in (
+            ("uniform", 1.0, 10.0),
+            ("random subset", 0.5, 14.0),
+            ("random subset", 0.25, 18.0),
+        )
+    ]
+
+
+def guarded(kind: str, level: float, seed: int, error: float, **detection: float | None) -> dict[str, Any]:
+    """A run with the guard, and what it saw."""
+    seen = dict.fromkeys(("auroc", "precision", "recall", "aside_unaltered")) | detection
+    guard = {"verdict": "clean", "tau": 2.0}
+    return made(kind, level, "guarded SB", 1 / 3, seed, [50.0, error], detection=seen, guard=guard)

@@ -179,6 +179,7 @@ def test_differences_are_paired_by_seed():
         made("clean", 0.0, "guarded SB", 0.5, 1, [50.0, 12.0]),
         made("clean", 0.0, "guarded SB", 0.5, 7, [50.0, 99.0]),  # a seed that nothing else has
         made("clean", 0.0, "InfoBatch", 1.0, 0, [50.0, 8.0], backprops=500),
+        made("clean", 0.0, "IES", 1.0, 0, [50.0, 8.0], backprops=1500),  # beyond the curve
     ]
     found = {(r["row"], r["against"]): (r["mean"], r["seeds"]) for r in errors.differences(Results(lines), "clean")}
     assert found == {
@@ -192,6 +193,7 @@ def test_differences_are_paired_by_seed():
         ("guarded SB 50 %", "unguarded"): (-4.0, 1),
         ("guarded SB 50 %", errors.AT_ITS_BACKPROPS): (-2.0, 1),
         ("InfoBatch", "uniform"): (-2.0, 1),
+        ("IES", "uniform"): (-2.0, 1),
         ("InfoBatch", errors.AT_ITS_BACKPROPS): (-6.0, 1),
     }
 
@@ -242,6 +244,7 @@ def test_the_law_is_set_beside_what_was_measured():
 def test_other_learning_rates_are_nowhere_but_in_their_own_table():
     lines = [
         *uniforms(),
+        *uniforms("labels", 0.5),  # without other rates
         *(made("clean", 0.0, "uniform", 1.0, seed, [50.0, 20.0 + 2 * seed], 2.0) for seed in range(2)),
     ]
     results = Results(lines)

@@ -51,6 +51,7 @@ def test_a_report_has_every_section_and_names_files_that_are_there(tmp_path):
 
 def test_the_numbers_in_cells_csv_are_those_of_the_runs(tmp_path):
     lines = [*uniforms(), made("clean", 0.0, "SB", 0.25, 1, [12.0, 12.0, 11.0, 12.0])]
+    lines.append(made("clean", 0.0, "SB", 0.25, 0, [12.0, 9.0]))  # better than any uniform run
     store(tmp_path, lines)
     write(tmp_path)
     with (tmp_path / "cells.csv").open() as file:
@@ -65,9 +66,10 @@ def test_the_numbers_in_cells_csv_are_those_of_the_runs(tmp_path):
             run["cell"][name] for name in ("method", "budget", "seed")
         )
         assert row["auroc"] == ""
-    sb = rows[lines[-1]["key"]]
+    sb = rows[lines[-2]["key"]]
     assert float(sb["backprops_to_1.2"]) == pytest.approx(62, abs=1)
     assert float(sb["speed_up_over_curve"]) == pytest.approx(WHOLE / math.sqrt(2) / 250)
+    assert (sb["sign"], rows[lines[-1]["key"]]["sign"]) == ("", ">")
 
 
 def test_any_part_of_a_study_makes_a_report_that_says_what_is_missing(tmp_path):

@@ -53,7 +53,7 @@ def rival(results: Results, row: str, against: str) -> str | None:
     cell = results.cells[row]
     found = UNIFORM
     if against == SUBSET:
-        found = subset_of(cell) if cell.budget < 1 else row
+        found = subset_of(cell)
     elif against == UNGUARDED:
         found = row.removeprefix(GUARDED)
     return found if found in results.rows and found != row else None

@@ -49,7 +49,7 @@ def arranged(study: Study) -> list[Section]:
     table, every, law = sections.paper_table(runs), sections.error_tables(runs), findings.law(runs)
     seconds = sections.seconds(study)
     table.pictures["learning_curves"] = (
-        "Test error while training, against backprops. A line is the mean over seeds, its band from the least to the "
+        "Error while training, against backprops. A line is the mean over seeds, its band from the least to the "
         "most of them, its marker where it ends."
     )
     every.pictures["final_errors"] = "Final errors: a dot a seed, a bar their mean. Each panel has its own scale."

@@ -86,7 +86,7 @@ def learning_curves(study: Study, path: Path) -> None:
         panel.set_xlim(left=0)
         panel.set_xlabel("backprops [thousands]")
     for panel in axes[::WIDE]:
-        panel.set_ylabel("test error [%], log scale")
+        panel.set_ylabel("error [%], log scale")
     figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path)
 
@@ -109,7 +109,7 @@ def final_errors(study: Study, path: Path) -> None:
             panel.axvline(mean(uniform), color=STYLE[UNIFORM][0], linewidth=0.8, linestyle=":")
         panel.set_yticks(range(len(rows)), rows)
         panel.set_title(column)
-        panel.set_xlabel("test error [%]")
+        panel.set_xlabel("error [%]")
     handles = [
         Line2D([], [], color="#333333", marker="|", markersize=14, markeredgewidth=2, linewidth=0, label="mean"),
         Line2D([], [], color="#333333", linewidth=0.8, linestyle=":", label="uniform's mean"),

@@ -53,7 +53,7 @@ def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
             markdown(["column", "final error", "least error", "of"], rows),
         ]
     intro = (
-        f"Each cell is speed-up (final test error in %), means over seeds. The speed-up is uniform's {clock} until its "
+        f"Each cell is speed-up (final error in %), means over seeds. The speed-up is uniform's {clock} until its "
         "error is at most the target at two evaluations in a row, over the method's, with the same seed and data. "
         f"“{NONE}”: most seeds never got there (or uniform itself did not, twice in a row); [2/3]: two of three did. "
         "An error is that of the last step."

@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from fastprio.study.paper import write  # what it needs is in the extra
+    from fastprio.study.report import write  # what it needs is in the extra
 
     for path in write(Path(args.folder)):
         print(path)

@@ -31,7 +31,7 @@ import fastprio
 from fastprio.bench.training import Choosing
 from fastprio.cli import look_here
 from fastprio.policies import example, observations
-from fastprio.study import report
+from fastprio.study import demo_report
 from fastprio.study.data import FASHION_MNIST, Batches, Data, identity, load
 from fastprio.study.files import StudyError
 from fastprio.study.models import SmallCNN, evaluate
@@ -316,7 +316,7 @@ def demo(config: Config) -> int:
         StudyError: something is absent or does not fit, in one line.
         ModuleNotFoundError: rich, matplotlib or (for digits) scikit-learn is not installed.
     """
-    report.require()
+    demo_report.require()
     data = load(config.data, examples=config.examples, seed=config.seed)
     config = dataclasses.replace(config, examples=len(data.train))
     folder = Path(config.out)
@@ -329,7 +329,7 @@ def demo(config: Config) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        with report.Display(config.epochs) as display:
+        with demo_report.Display(config.epochs) as display:
             display.say(
                 f"{data.name}: {len(data.train):,} examples, {config.epochs} epochs of batches of {config.batch_size}, "
                 f"policy {example(config.policy)!r}, torch threads {config.threads}; warming up"
@@ -348,7 +348,7 @@ def demo(config: Config) -> int:
         return 130  # before there was anything to compare
     curves = {arm.name: arm.epochs for arm in arms}
     sizes = {"name": data.name, "train": len(data.train), "test": len(data.test), "classes": data.classes}
-    report.publish(folder, dataclasses.asdict(config), sizes, curves, finished)
+    demo_report.publish(folder, dataclasses.asdict(config), sizes, curves, finished)
     return 0 if finished else 130
 
 

@@ -1,0 +1,130 @@
+"""What the study is expected to show: each claim a bar, with how it is measured and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastprio.study.report.measures import mean
+from fastprio.study.report.results import RARE, UNIFORM, Record, Result, Results, Study, balanced, plain
+from fastprio.study.report.selection import relative
+from fastprio.study.report.speed import SECONDS, cost
+
+SB, GUARD, SUBSET = "SB 33 %", "guarded SB 33 %", "random subset 33 %"
+
+Measured = tuple[float, int] | None
+"""A value and of how many runs or pairs of runs; None where the runs are missing."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim.
+
+    Args:
+        claim: in words. measure: (study, column) -> the value. at_most, at_least, below: the bar, one of them.
+        columns: by name; None: every column. unit: of the value.
+    """
+
+    claim: str
+    measure: Callable[[Study, str], Measured]
+    columns: tuple[str, ...] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    unit: str = "points"
+
+    @property
+    def bar(self) -> str:
+        """The bar in words."""
+        words = {"at most": self.at_most, "at least": self.at_least, "below": self.below}
+        return next(f"{word} {value:g}" for word, value in words.items() if value is not None)
+
+    def met(self, value: float) -> bool:
+        """Whether a value is on the right side of the bar. What rounding adds to a difference does not decide."""
+        value = round(value, 9)
+        return (
+            (self.at_most is None or value <= self.at_most)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+        )
+
+
+def _higher(row: str, other: str, of: Callable[[Result], float] = plain) -> Callable[[Study, str], Measured]:
+    """By how many points a row's error is higher than another's: the mean over the seeds that both have."""
+
+    def measure(study: Study, column: str) -> Measured:
+        pairs = study.runs.paired(column, row, other)
+        return (mean([of(a) - of(b) for a, b in pairs]), len(pairs)) if pairs else None
+
+    return measure
+
+
+def _times_uniform(study: Study, column: str) -> Measured:
+    value = relative(study.runs, column, SB)
+    return None if value is None else (value, len(study.runs.paired(column, SB, UNIFORM)))
+
+
+def _seen(name: str) -> Callable[[Study, str], Measured]:
+    """A mean of the guard's detection. Where it set nothing aside, its precision counts as 0."""
+
+    def measure(study: Study, column: str) -> Measured:
+        runs = study.runs.of(column, GUARD)
+        return (mean([run["detection"][name] or 0.0 for run in runs]), len(runs)) if runs else None
+
+    return measure
+
+
+def _set_aside(study: Study, column: str) -> Measured:
+    """The share of all examples that the guard sets aside, altered or not."""
+    runs = study.runs.of(column, GUARD)
+    altered = study.runs.altered_share(column) if runs else None
+    if altered is None:
+        return None
+    both = [(run["detection"]["aside_unaltered"], run["detection"]["recall"] or 0.0) for run in runs]
+    return mean([(1 - altered) * wrongly + altered * rightly for wrongly, rightly in both]), len(runs)
+
+
+def _choosing(study: Study, column: str) -> Measured:
+    """The largest share of its seconds that choosing takes in a run."""
+    runs = [run for row in study.timed.rows for run in study.timed.of(column, row)]
+    return (max(run["seconds"]["choosing"] / cost(run, SECONDS) for run in runs), len(runs)) if runs else None
+
+
+CLEAN, MISLABELLED = ("clean",), ("labels 25", "labels 50")
+SHUFFLED = ("shuffle 25", "shuffle 50")
+
+BARS = (
+    Bar(f"{SB}: error above uniform's", _higher(SB, UNIFORM), CLEAN, at_most=0.5),
+    Bar(f"{SB}: error over uniform's", _times_uniform, ("labels 50",), at_least=1.3, unit="x"),
+    Bar(f"{GUARD}: error above that of {SUBSET}", _higher(GUARD, SUBSET), at_most=0.3),
+    Bar(f"{GUARD}: error above that of {SUBSET}", _higher(GUARD, SUBSET), ("clean", "labels 50"), at_most=-0.5),
+    Bar(f"{GUARD}: error above that of {SB}", _higher(GUARD, SB), CLEAN + SHUFFLED, at_most=0.3),
+    Bar(f"{GUARD}: error above that of {SB}", _higher(GUARD, SB), ("labels 50", "gauss 50"), below=0.0),
+    Bar(f"{GUARD}: AUROC", _seen("auroc"), MISLABELLED, at_least=0.97, unit=""),
+    Bar(f"{GUARD}: precision", _seen("precision"), MISLABELLED, at_least=0.85, unit=""),
+    Bar(f"{GUARD}: recall", _seen("recall"), MISLABELLED, at_least=0.8, unit=""),
+    Bar(f"{GUARD}: share of the unaltered set aside", _seen("aside_unaltered"), MISLABELLED, at_most=0.05, unit=""),
+    Bar(f"{GUARD}: share of all set aside", _set_aside, CLEAN + SHUFFLED, at_most=0.01, unit=""),
+    Bar(f"{GUARD}: balanced error above that of {SB}", _higher(GUARD, SB, balanced), (RARE,), at_most=1.0),
+    Bar(f"{GUARD}: balanced error above that of {SUBSET}", _higher(GUARD, SUBSET, balanced), (RARE,), at_most=1.0),
+    Bar("choosing: its largest share of a run's seconds", _choosing, at_most=0.01, unit=""),
+)
+
+
+def judged(study: Study, bars: tuple[Bar, ...] = BARS) -> list[Record]:
+    """Claim, column, bar, measured, unit, runs, verdict ("met" or "missed"): of the bars whose runs there are."""
+    records: list[Record] = []
+    for bar in bars:
+        for column in _columns(study.runs, study.timed):
+            if bar.columns is not None and column not in bar.columns:
+                continue
+            found = bar.measure(study, column)
+            if found is not None:
+                record: Record = {"claim": bar.claim, "column": column, "bar": bar.bar, "measured": found[0]}
+                verdict = "met" if bar.met(found[0]) else "missed"
+                records.append(record | {"unit": bar.unit, "runs": found[1], "verdict": verdict})
+    return records
+
+
+def _columns(*results: Results) -> list[str]:
+    return list(dict.fromkeys(column for each in results for column in each.columns))

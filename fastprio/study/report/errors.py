@@ -1,0 +1,105 @@
+"""The final error of every run, its difference to other runs, and what it cost: plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from fastprio.study.grid import cell_of
+from fastprio.study.report.measures import error_at, interval, late_share, mean, reached
+from fastprio.study.report.results import SUBSET, UNIFORM, Record, Result, Results, Study, balanced, plain, subset_of
+from fastprio.study.report.speed import BACKPROPS, FACTORS, cost, over_curve_of, speed_up, uniform_curve
+
+GUARDED = "guarded "
+UNGUARDED = "unguarded"
+AT_ITS_BACKPROPS = "uniform at its backprops"
+RIVALS = (UNIFORM, SUBSET, UNGUARDED, AT_ITS_BACKPROPS)
+
+
+def every_run(study: Study) -> list[Record]:
+    """All numbers of every run but its curve: what the tables are made of."""
+    records: list[Record] = []
+    runs = study.runs
+    for line in runs.lines:
+        cell, result = cell_of(line), line["result"]
+        record: Record = {"column": cell.column, "row": cell.row, **dataclasses.asdict(cell)}
+        record |= {"error": plain(result), "balanced": balanced(result)}
+        record |= {name: result[name] for name in ("epochs", "backprops", "scored", "altered_share")}
+        record["altered_share_late"] = late_share(result["curve"])
+        uniform = runs.get(cell.column, UNIFORM, cell.seed)
+        for factor in FACTORS:
+            target = None if uniform is None else factor * uniform["error"]
+            record[f"backprops_to_{factor}"] = None if target is None else reached(result["curve"], target, BACKPROPS)
+            record[f"speed_up_to_{factor}"] = speed_up(runs, cell.column, cell.row, cell.seed, factor)
+        bound = over_curve_of(study, cell.column, cell.row, cell.seed)
+        record["speed_up_over_curve"], record["sign"] = bound or (None, None)
+        record |= result["detection"] | (result["guard"] or {"verdict": None, "tau": None})
+        record |= {f"seconds_{name}": seconds for name, seconds in result["seconds"].items()}
+        records.append(record | {"date": line["date"], "key": line["key"]})
+    return records
+
+
+def by_seed(results: Results, column: str, measure: Callable[[Result], float] = plain) -> list[Record]:
+    """Column, row, seed, error: of every run in a column."""
+    return [
+        {"column": column, "row": row, "seed": seed, "error": measure(run)}
+        for row in results.rows
+        for seed, run in zip(results.seeds(column, row), results.of(column, row), strict=True)
+    ]
+
+
+def rival(results: Results, row: str, against: str) -> str | None:
+    """The row that a row is set against: "uniform", "random subset" with its budget, "unguarded" the same method."""
+    cell = results.cells[row]
+    found = UNIFORM
+    if against == SUBSET:
+        found = subset_of(cell)
+    elif against == UNGUARDED:
+        found = row.removeprefix(GUARDED)
+    return found if found in results.rows and found != row else None
+
+
+def differences(results: Results, column: str, measure: Callable[[Result], float] = plain) -> list[Record]:
+    """Column, row, against, seeds, mean, low, high: differences of errors paired by seed, with 90 % intervals.
+
+    "uniform at its backprops" is the curve of ``speed.uniform_curve``, where the method's backprops are on it.
+    """
+    records: list[Record] = []
+    for row in results.rows:
+        pairs: dict[str, list[float]] = {}
+        for against in (UNIFORM, SUBSET, UNGUARDED):
+            name = rival(results, row, against)
+            runs = [] if name is None else results.paired(column, row, name)
+            pairs[against] = [measure(run) - measure(other) for run, other in runs]
+        pairs[AT_ITS_BACKPROPS] = _to_the_curve(results, column, row, measure)
+        for against, values in pairs.items():
+            if values:
+                middle, low, high, n = interval(values)
+                record = {"column": column, "row": row, "against": against, "seeds": n}
+                records.append(record | {"mean": middle, "low": low, "high": high})
+    return records
+
+
+def _to_the_curve(results: Results, column: str, row: str, measure: Callable[[Result], float]) -> list[float]:
+    found: list[float] = []
+    if results.cells[row].method in (UNIFORM, SUBSET):  # they are the curve
+        return found
+    for seed, run in zip(results.seeds(column, row), results.of(column, row), strict=True):
+        points = uniform_curve(results, column, seed, measure)
+        there = None if points is None else error_at(points, cost(run, BACKPROPS))
+        if there is not None and there.sign == "":
+            found.append(measure(run) - there.value)
+    return found
+
+
+def costs(results: Results) -> list[Record]:
+    """Column, row, seeds, backprops and scored, both as shares of uniform's backprops with the same seed."""
+    records: list[Record] = []
+    for column, row in results.pairs():
+        both = results.paired(column, row, UNIFORM)
+        if both:
+            record: Record = {"column": column, "row": row, "seeds": len(both)}
+            for name in (BACKPROPS, "scored"):
+                record[name] = mean([run[name] / uniform[BACKPROPS] for run, uniform in both])
+            records.append(record)
+    return records

@@ -1,0 +1,177 @@
+"""The report's sections on what was run, what was selected, what the guards saw, and which claims hold."""
+
+from __future__ import annotations
+
+from fastprio.study.grid import cell_of
+from fastprio.study.methods import METHODS
+from fastprio.study.presets import PRESETS
+from fastprio.study.report import selection
+from fastprio.study.report.claims import judged
+from fastprio.study.report.results import Record, Results, Study
+from fastprio.study.report.sections import Section
+from fastprio.study.report.tables import markdown, number, percent, span
+
+
+def setting(study: Study) -> Section:
+    """The protocol, machines, versions, dates, methods, and how much of the preset is there."""
+    lines = study.runs.lines
+    protocol = lines[0]["protocol"]
+    dates = sorted(line["date"] for line in lines)
+    machines = dict.fromkeys(line["machine"] for line in lines)
+    versions = dict.fromkeys(" ".join(f"{k} {v}".strip() for k, v in line["versions"].items()) for line in lines)
+    timed = study.timed.lines
+    facts = {
+        "runs": _count(study),
+        "seeds": _seeds(study.runs),
+        "timed in turns": f"{len(timed)} runs, {timed[0]['machine']}" if timed else "none",
+        "dates": f"{dates[0]} to {dates[-1]}",
+        "machine": "; ".join(machines),
+        "versions": "; ".join(versions),
+        "classes": str(study.runs.classes),
+        **{name: str(value) for name, value in protocol.items()},
+    }
+    held = "test images" if protocol["evaluate"] == "test" else "images held out of the training set"
+    intro = (
+        f"Every run trains the same model ({protocol['model']}) on {protocol['examples']:,} examples of "
+        f"{protocol['data']}, of which a share was spoilt on purpose, and is measured on clean {held}. Methods differ "
+        "in which examples they train on. In one column a seed fixes the examples, what is done to them, and the "
+        "model's first parameters, for all methods alike. Uniform training has "
+        f"{protocol['epochs'] * protocol['examples']:,} backprops (examples back-propagated, repeats counted); “33 %” "
+        "is a budget of as much of that."
+    )
+    used = {study.runs.cells[row].method: None for row in study.runs.cells}
+    methods = markdown(["method", "what it is"], [[name, METHODS[name].what] for name in used], left=2)
+    kinds = {kind: _SPOILT[kind] for kind, _ in study.runs.level.values() if kind in _SPOILT}
+    spoilt = markdown(["column", "what was done to so many % of the training examples"], [*kinds.items()], left=2)
+    table = markdown(["setting", "value"], [*facts.items()], left=2)
+    return Section("What was run", "\n\n".join(filter(None, (intro, spoilt, methods, table, _missing(study.runs)))))
+
+
+_SPOILT = {
+    "clean": "nothing",
+    "labels": "a label at random, which may be the right one",
+    "symmetric": "another label at random",
+    "pair": "the next class's label",
+    "shuffle": "pixels in another order, the same for all images",
+    "gauss": "Gaussian noise of the image's own mean and variance in its place; the label is kept",
+    "rare": "taken away, from the last three classes only",
+}
+
+
+def _count(study: Study) -> str:
+    lines = study.runs.lines
+    preset = PRESETS.get(lines[0]["protocol"]["name"])
+    if preset is None:
+        return f"{len(lines)}"
+    wanted = preset.cells()
+    done = len(set(wanted) & {cell_of(line) for line in lines})
+    others = f", and {len(lines) - done} others" if len(lines) > done else ""
+    return f"{done} of the {len(wanted)} of the preset {preset.protocol.name}{others}"
+
+
+def _seeds(results: Results) -> str:
+    seeds = sorted({line["cell"]["seed"] for line in results.lines})
+    counts = [len(results.seeds(column, row)) for column, row in results.pairs()]
+    names = ", ".join(str(seed) for seed in seeds)
+    return f"{names}; {span(counts)} of each cell" if counts else names
+
+
+def _missing(results: Results) -> str:
+    """The preset's runs that are not there, by column."""
+    preset = PRESETS.get(results.lines[0]["protocol"]["name"])
+    absent: dict[str, dict[str, list[int]]] = {}
+    for cell in [] if preset is None else preset.cells():
+        if results.get(cell.column, cell.row, cell.seed) is None:
+            absent.setdefault(cell.column, {}).setdefault(cell.row, []).append(cell.seed)
+    if not absent:
+        return ""
+    listed = []
+    for column, rows in absent.items():
+        seeds = [f"{row} (seed {', '.join(map(str, missing))})" for row, missing in rows.items()]
+        listed.append(f"- {column}: {'; '.join(seeds)}")
+    return "Missing of the preset, and so from all that follows:\n\n" + "\n".join(listed)
+
+
+def law(results: Results) -> Section:
+    """The collapse law."""
+    found, title = selection.law(results), "What is selected: the collapse law"
+    if not found:
+        return Section(title, "Missing: Selective-Backprop on data with altered examples.")
+    intro = (
+        "Selective-Backprop takes an example with probability F(loss)^beta, F being the distribution of losses and "
+        "beta = 1 / budget - 1. If altered examples keep the highest losses and a share c is unaltered, then only "
+        "c^(beta+1) of what is selected is. Where that is less than 1 / classes, a random label's frequency, the right "
+        "answer is no longer the most frequent one. Measured: the altered share of all that was back-propagated, and "
+        "of the second half of the run, when the model can tell."
+    )
+    head = [*("column", "method", "c", "beta", "altered, predicted", "measured", "second half", "with the guard")]
+    head += ["c^(beta+1)", "1 / classes", "right answer survives", "error over uniform's", "seeds"]
+    rows = [
+        [
+            *(r["column"], r["row"], number(r["right"], ".3f"), number(r["beta"], ".3g")),
+            *(percent(r[name]) for name in ("predicted", "measured", "late", "guarded measured")),
+            *(number(r["left"], ".3f"), number(r["chance"], ".3f"), "yes" if r["survives"] else "no"),
+            *(number(r["relative"]) + "x", str(r["seeds"])),
+        ]
+        for r in found
+    ]
+    return Section(title, f"{intro}\n\n{markdown(head, rows, left=2)}", {"collapse_law": found})
+
+
+def guards(results: Results) -> Section:
+    """What the guards saw."""
+    found, title = selection.guards(results), "What the guard saw"
+    if not found:
+        return Section(title, "Missing: runs with a guard.")
+    intro = (
+        "NoiseGuard looks at the losses once the model has learnt a little. tau = sqrt(1 + CV²) of them (CV: deviation "
+        "over mean) is high where a few examples are much harder than the rest, and low where very many are. AUROC: "
+        "how well the smoothed loss orders altered before unaltered examples (0.5: not at all). Precision: the altered "
+        "share of what was set aside; recall: the share of the altered that was; last, the share of the unaltered that "
+        "was, wrongly."
+    )
+    head = ["column", "method", "seed", "verdict", "tau", "AUROC", "precision", "recall", "unaltered set aside"]
+    rows = [
+        [
+            *(r["column"], r["row"], str(r["seed"]), str(r["verdict"]), number(r["tau"])),
+            *(number(r[name], ".3f") for name in ("auroc", "precision", "recall")),
+            percent(r["aside_unaltered"], 1),
+        ]
+        for r in found
+    ]
+    return Section(title, f"{intro}\n\n{markdown(head, rows, left=2)}", {"guards": found})
+
+
+def rates(results: Results) -> Section:
+    """Other learning rates."""
+    found, title = selection.rates(results), "Other learning rates"
+    if not found:
+        return Section(title, "Missing: runs with half and twice the learning rate.")
+    head = ["column", "method", "error", "least", "most", "seeds"]
+    rows = [[r["column"], r["row"], *(number(r[k]) for k in ("error", "low", "high")), str(r["seeds"])] for r in found]
+    intro = (
+        "All methods share one learning rate. Here is the mean final error (in %, with the least and the most of the "
+        "seeds) with half of it and twice of it, to see whether that rate favours one of them."
+    )
+    return Section(title, f"{intro}\n\n{markdown(head, rows, left=2)}", {"learning_rates": found})
+
+
+def bars(study: Study) -> Section:
+    """Which claims hold."""
+    found: list[Record] = judged(study)
+    if not found:
+        return Section("Claims", "Missing: the runs that the claims are about.")
+    met = sum(record["verdict"] == "met" for record in found)
+    head = ["claim", "column", "bar", "measured", "runs or pairs", "verdict"]
+    rows = [
+        [
+            *(r["claim"], r["column"], f"{r['bar']} {r['unit']}".rstrip()),
+            *(f"{round(r['measured'], 3) + 0.0:.3f} {r['unit']}".rstrip(), str(r["runs"]), f"**{r['verdict']}**"),
+        ]
+        for r in found
+    ]
+    intro = (
+        f"What is expected of the methods, against what was measured: {met} of {len(found)} met. Differences are in "
+        "points of error, means over seeds; their intervals are under “Every seed”."
+    )
+    return Section("Claims", f"{intro}\n\n{markdown(head, rows, left=3)}", {"claims": found})

@@ -1,0 +1,70 @@
+"""What was selected, against what the collapse law predicts; how well the guards saw it; and other learning rates."""
+
+from __future__ import annotations
+
+from fastprio.study.report.errors import GUARDED
+from fastprio.study.report.measures import late_share, mean, right_after_selection
+from fastprio.study.report.results import UNIFORM, Record, Results, plain
+
+SELECTIVE = "SB"
+
+
+def relative(results: Results, column: str, row: str) -> float | None:
+    """A row's mean error over uniform's, of the seeds that both have; None without them, or if uniform has no error."""
+    pairs = results.paired(column, row, UNIFORM)
+    uniform = sum(plain(other) for _, other in pairs)
+    return sum(plain(run) for run, _ in pairs) / uniform if uniform else None
+
+
+def law(results: Results) -> list[Record]:
+    """What Selective-Backprop selects, against the collapse law, in every column with altered examples.
+
+    right: the share of unaltered examples. predicted: 1 - right^(beta + 1), the altered share of what is selected.
+    measured, late: that share over the run and over its second half; "guarded measured", "guarded late": of the same
+    method with the guard.
+    survives: whether right^(beta + 1) > 1 / classes. relative: mean error over uniform's.
+    """
+    records: list[Record] = []
+    for column, row in results.pairs():
+        cell, altered = results.cells[row], results.altered_share(column)
+        if cell.method != SELECTIVE or not altered:
+            continue
+        beta = 1 / cell.budget - 1
+        left = right_after_selection(1 - altered, beta)
+        record: Record = {"column": column, "row": row, "seeds": len(results.of(column, row)), "right": 1 - altered}
+        record |= {"beta": beta, "predicted": 1 - left, "left": left, "chance": 1 / results.classes}
+        record["survives"] = left > 1 / results.classes
+        for prefix, name in (("", row), (GUARDED, GUARDED + row)):
+            runs = results.of(column, name)
+            late = [share for run in runs if (share := late_share(run["curve"])) is not None]
+            record[f"{prefix}measured"] = mean([run["altered_share"] for run in runs]) if runs else None
+            record[f"{prefix}late"] = mean(late) if late else None
+        record["relative"] = relative(results, column, row)
+        records.append(record)
+    return records
+
+
+def guards(results: Results) -> list[Record]:
+    """Column, row, seed, verdict, tau, auroc, precision, recall, aside_unaltered: of every run with a guard."""
+    return [
+        {"column": column, "row": row, "seed": seed, **run["guard"], **run["detection"]}
+        for column, row in results.pairs()
+        for seed, run in zip(results.seeds(column, row), results.of(column, row), strict=True)
+        if run["guard"] is not None
+    ]
+
+
+def rates(results: Results) -> list[Record]:
+    """Column, row, lr_scale, seeds, error (mean) and low, high (of the seeds): rows with several learning rates."""
+    records: list[Record] = []
+    scaled = {(results.cells[row].method, results.cells[row].budget) for row in results.scaled}
+    rows = [row for row, cell in results.cells.items() if (cell.method, cell.budget) in scaled]
+    for column in results.columns:
+        for row in rows:
+            errors = [plain(run) for run in results.of(column, row)]
+            if errors and any(results.seeds(column, other) for other in results.scaled):
+                record: Record = {"column": column, "row": row, "lr_scale": results.cells[row].lr_scale}
+                records.append(
+                    record | {"seeds": len(errors), "error": mean(errors), "low": min(errors), "high": max(errors)}
+                )
+    return records

@@ -1,0 +1,162 @@
+"""How much sooner than uniform training a method gets to an error, in backprops or in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastprio.study.report.measures import Bound, error_at, interval, mean, mean_bound, needed, reached
+from fastprio.study.report.results import SUBSET, UNIFORM, Record, Result, Results, Study, plain
+from fastprio.study.training import PARTS
+
+FACTORS = (1.2, 1.1, 1.05)
+"""Targets, of uniform's final error. The first is the paper's, as far as its table tells."""
+BACKPROPS, SECONDS = "backprops", "seconds"
+
+
+def cost(result: Result, clock: str) -> float:
+    """What a whole run took: backprops, or seconds without evaluation."""
+    if clock == BACKPROPS:
+        return float(result["backprops"])
+    return float(sum(result["seconds"][name] for name in PARTS))
+
+
+def speed_up(results: Results, column: str, row: str, seed: int, factor: float, clock: str = BACKPROPS) -> float | None:
+    """Uniform's cost to reach ``factor`` times its own final error, over a method's; None if one of them never does."""
+    uniform, run = results.get(column, UNIFORM, seed), results.get(column, row, seed)
+    if uniform is None or run is None:
+        return None
+    target = factor * uniform["error"]
+    base, own = reached(uniform["curve"], target, clock), reached(run["curve"], target, clock)
+    return base / own if base and own else None
+
+
+def speed_ups(results: Results, factor: float, clock: str = BACKPROPS) -> list[Record]:
+    """Column, row, seeds, reached (by how many), speed_up (mean of those; None unless half do), error (mean)."""
+    records: list[Record] = []
+    for column, row in results.pairs():
+        seeds = results.seeds(column, row)
+        found = [speed_up(results, column, row, seed, factor, clock) for seed in seeds]
+        values = [value for value in found if value is not None]
+        records.append(
+            {
+                "column": column,
+                "row": row,
+                "seeds": len(seeds),
+                "reached": len(values),
+                "speed_up": mean(values) if values and 2 * len(values) >= len(seeds) else None,
+                "error": mean([plain(run) for run in results.of(column, row)]),
+            }
+        )
+    return records
+
+
+def best_uniform(results: Results) -> list[Record]:
+    """Column, error of uniform, the budget (a row) with the least mean error, and that error; over the same seeds."""
+    records: list[Record] = []
+    for column in results.columns:
+        finals = results.of(column, UNIFORM)
+        errors: dict[str, float] = {}
+        for row in results.rows:
+            runs = results.paired(column, row, UNIFORM)
+            if results.cells[row].method in (UNIFORM, SUBSET) and len(runs) == len(finals) > 0:
+                errors[row] = mean([plain(run) for run, _ in runs])
+        if errors:
+            best = min(errors, key=lambda row: errors[row])
+            records.append({"column": column, "error": errors[UNIFORM], "best": best, "best_error": errors[best]})
+    return records
+
+
+def uniform_curve(
+    results: Results, column: str, seed: int, measure: Callable[[Result], float] = plain
+) -> list[tuple[float, float]] | None:
+    """(backprops, final error) of uniform training, each point a run of its own with its learning rate taken down.
+
+    Returns: None unless there are two budgets.
+    """
+    points: dict[float, float] = {}
+    for row in results.rows:
+        run = results.get(column, row, seed)
+        if run is not None and results.cells[row].method in (UNIFORM, SUBSET):
+            points[cost(run, BACKPROPS)] = measure(run)
+    return sorted(points.items()) if len(points) > 1 else None
+
+
+def timed_curve(study: Study, column: str, seed: int) -> list[tuple[float, float]] | None:
+    """The same over seconds, at what a backprop of uniform took among the runs that were made in turns."""
+    points, uniform = uniform_curve(study.runs, column, seed), study.timed.get(column, UNIFORM, seed)
+    if points is None or uniform is None:
+        return None
+    rate = cost(uniform, SECONDS) / cost(uniform, BACKPROPS)
+    return [(rate * backprops, error) for backprops, error in points]
+
+
+def over_curve_of(study: Study, column: str, row: str, seed: int, clock: str = BACKPROPS) -> Bound | None:
+    """What uniform training needs, over whatever budget, to end at a method's final error, over the method's cost."""
+    points = uniform_curve(study.runs, column, seed) if clock == BACKPROPS else timed_curve(study, column, seed)
+    run = (study.runs if clock == BACKPROPS else study.timed).get(column, row, seed)
+    if points is None or run is None:
+        return None
+    uniform = needed(points, plain(run))
+    return Bound(uniform.value / cost(run, clock), uniform.sign)
+
+
+def over_curve(study: Study, clock: str = BACKPROPS) -> list[Record]:
+    """Column, row, seeds (with a curve), speed_up (mean), sign: of ``measures.mean_bound``."""
+    results, records = study.runs if clock == BACKPROPS else study.timed, []
+    for column, row in results.pairs():
+        found = [over_curve_of(study, column, row, seed, clock) for seed in results.seeds(column, row)]
+        bounds = [bound for bound in found if bound is not None]
+        if bounds:
+            value, sign = mean_bound(bounds)
+            records.append({"column": column, "row": row, "seeds": len(bounds), "speed_up": value, "sign": sign})
+    return records
+
+
+def at_equal_seconds(study: Study) -> list[Record]:
+    """Column, row, seeds, seconds, error, uniform (its error at those seconds), difference with interval, beyond.
+
+    beyond: how many of the runs took longer than the longest uniform one, whose error they are compared with. Runs
+    that were shorter than the shortest uniform one are left out.
+    """
+    records: list[Record] = []
+    for column, row in study.timed.pairs():
+        found: list[tuple[float, float, Bound]] = []
+        for seed in study.timed.seeds(column, row):
+            run, points = study.timed.get(column, row, seed), timed_curve(study, column, seed)
+            if row == UNIFORM or run is None or points is None:
+                continue
+            seconds = cost(run, SECONDS)
+            uniform = error_at(points, seconds)
+            if uniform is not None:
+                found.append((seconds, plain(run), uniform))
+        if found:
+            difference = interval([error - uniform.value for _, error, uniform in found])
+            records.append(
+                {
+                    "column": column,
+                    "row": row,
+                    "seeds": len(found),
+                    "seconds": mean([seconds for seconds, _, _ in found]),
+                    "error": mean([error for _, error, _ in found]),
+                    "uniform": mean([uniform.value for _, _, uniform in found]),
+                    "difference": difference.mean,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "beyond": sum(uniform.sign == ">" for _, _, uniform in found),
+                }
+            )
+    return records
+
+
+def parts(timed: Results) -> list[Record]:
+    """Column, row, seeds, seconds, and the share of each of ``training.PARTS``, in [0, 1]; means over seeds."""
+    records: list[Record] = []
+    for column, row in timed.pairs():
+        runs = timed.of(column, row)
+        record: dict[str, Any] = {"column": column, "row": row, "seeds": len(runs)}
+        record["seconds"] = mean([cost(run, SECONDS) for run in runs])
+        for name in PARTS:
+            record[name] = mean([run["seconds"][name] / cost(run, SECONDS) for run in runs])
+        records.append(record)
+    return records

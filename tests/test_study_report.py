@@ -1,0 +1,307 @@
+"""Promise: the study's report says what its runs say: every statistic is as plain Python has it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from report_helpers import UNIFORM, guarded, made, study, uniforms
+from scipy import stats
+
+from fastprio.study.report import claims, errors, measures, selection, speed
+from fastprio.study.report.measures import Bound
+from fastprio.study.report.results import Results, balanced
+
+THIRD = 1 / 3
+
+
+def curve(*found: float) -> list[dict[str, float]]:
+    return [{"error": error, "backprops": 10 * (turn + 1), "seconds": turn + 0.5} for turn, error in enumerate(found)]
+
+
+def points(*found: float) -> list[tuple[float, float]]:
+    """Errors at 100, 200, 400, 800 ... backprops."""
+    return [(100.0 * 2**place, error) for place, error in enumerate(found)]
+
+
+# Reaching a target.
+
+
+@pytest.mark.parametrize(
+    ("found", "first"),
+    [
+        ((9.0, 5.0, 5.0, 9.0), 20.0),
+        ((5.0, 9.0, 4.0, 3.0), 30.0),  # once below does not count
+        ((9.0, 9.0, 9.0, 1.0), None),  # nor does the last evaluation alone
+        ((9.0, 9.0, 5.0, 5.0), 30.0),
+        ((5.0, 5.0), 10.0),
+        ((5.1, 5.0, 5.1), None),
+        ((1.0,), None),
+    ],
+)
+def test_a_target_is_reached_at_the_first_of_two_evaluations_in_a_row(found, first):
+    assert measures.reached(curve(*found), 5.0, "backprops") == first
+    assert measures.reached(curve(*found), 5.0, "seconds") == (None if first is None else first / 10 - 0.5)
+
+
+def test_a_speed_up_is_uniforms_backprops_to_the_target_over_the_methods_with_the_same_seed():
+    results = Results(
+        [
+            made("clean", 0.0, "uniform", 1.0, 0, UNIFORM),  # target 12, at 750
+            made("clean", 0.0, "uniform", 1.0, 1, [50.0, 23.0, 21.0, 20.0]),  # target 24, at 500
+            made("clean", 0.0, "SB", 0.5, 0, [40.0, 12.0, 12.0, 13.0]),  # at 250
+            made("clean", 0.0, "SB", 0.5, 1, [24.0, 24.0, 30.0, 31.0]),  # at 125
+            made("clean", 0.0, "SB", 0.5, 2, [1.0, 1.0, 1.0, 1.0]),  # without its uniform
+        ]
+    )
+    uniform, sb = speed.speed_ups(results, 1.2)
+    assert sb["speed_up"] == pytest.approx((750 / 250 + 500 / 125) / 2)
+    assert sb["error"] == pytest.approx((13 + 31 + 1) / 3)
+    assert (sb["reached"], sb["seeds"], uniform["speed_up"]) == (2, 3, 1.0)
+    assert speed.speed_up(results, "clean", "SB 50 %", 0, 1.2, "seconds") == pytest.approx(750 / 250)
+
+
+def test_a_speed_up_is_not_given_where_most_seeds_never_get_there():
+    never = [made("clean", 0.0, "SB", 0.5, seed, [90.0, 90.0, 90.0, 90.0]) for seed in range(2)]
+    lines = [made("clean", 0.0, "uniform", 1.0, seed, UNIFORM) for seed in range(3)]
+    third = made("clean", 0.0, "SB", 0.5, 2, [12.0, 12.0, 12.0, 12.0])
+    assert speed.speed_ups(Results([*lines, *never, third]), 1.2)[1]["speed_up"] is None
+    assert speed.speed_ups(Results([*lines, *never[:1], third]), 1.2)[1]["speed_up"] == pytest.approx(750 / 125)
+    assert speed.speed_ups(Results([*never, third]), 1.2)[0]["speed_up"] is None  # no uniform at all
+
+
+# The curve of uniform training.
+
+
+def test_what_uniform_needs_is_read_off_straight_lines_over_the_logarithm():
+    found = points(20.0, 10.0, 10.0, 6.0)
+    grid = np.geomspace(100, 800, 200_001)
+    for error in (20.0, 17.5, 10.0, 9.0, 6.0):
+        values = np.interp(np.log(grid), np.log([cost for cost, _ in found]), [error for _, error in found])
+        assert measures.needed(found, error) == (pytest.approx(grid[np.argmax(values <= error)], rel=1e-4), "")
+
+
+def test_what_uniform_needs_is_a_bound_off_the_ends_of_its_curve():
+    assert measures.needed(points(20.0, 10.0), 21.0) == Bound(100.0, "<")
+    assert measures.needed(points(20.0, 10.0), 9.0) == Bound(200.0, ">")
+    assert measures.needed(points(20.0, 10.0, 30.0), 12.0).value < 200  # the first crossing, not a later one
+    assert measures.needed(points(5.0, 10.0, 30.0), 12.0) == Bound(100.0, "<")
+
+
+def test_uniforms_error_at_a_cost_is_read_off_the_same_lines():
+    found = points(20.0, 10.0, 12.0)
+    for cost in (100.0, 150.0, 200.0, 283.0, 400.0):
+        expected = np.interp(math.log(cost), np.log([100, 200, 400]), [20, 10, 12])
+        assert measures.error_at(found, cost) == (pytest.approx(expected), "")
+    assert measures.error_at(found, 99.0) is None
+    assert measures.error_at(found, 401.0) == Bound(12.0, ">")
+
+
+def test_a_mean_with_bounds_is_a_bound_and_with_both_kinds_neither():
+    assert measures.mean_bound([Bound(1.0), Bound(3.0)]) == (2.0, "")
+    assert measures.mean_bound([Bound(1.0), Bound(3.0, "<")]) == (2.0, "<")
+    assert measures.mean_bound([Bound(1.0, ">"), Bound(3.0, ">")]) == (2.0, ">")
+    assert measures.mean_bound([Bound(1.0, ">"), Bound(3.0, "<")]) == (2.0, "~")
+
+
+def test_the_speed_up_over_the_curve_is_by_seed_and_by_the_methods_own_backprops():
+    lines = [
+        *uniforms(),
+        made("clean", 0.0, "SB", 0.25, 0, [50.0, 12.0]),  # uniform needs 1000 / sqrt(2)
+        made("clean", 0.0, "SB", 0.25, 1, [50.0, 9.0]),  # more than 1000
+        made("clean", 0.0, "SB", 0.25, 2, [50.0, 9.0]),  # no curve
+    ]
+    found = {record["row"]: record for record in speed.over_curve(study(lines))}
+    sb = found["SB 25 %"]
+    assert sb["speed_up"] == pytest.approx((1000 / math.sqrt(2) / 250 + 1000 / 250) / 2)
+    assert (sb["sign"], sb["seeds"]) == (">", 2)
+    assert found["random subset 25 %"]["speed_up"] == found["uniform"]["speed_up"] == pytest.approx(1.0)
+    assert speed.over_curve(study(lines[:1])) == []  # one budget makes no curve
+
+
+def test_seconds_are_compared_at_uniforms_rate_of_the_same_pass():
+    slow = made("clean", 0.0, "uniform", 1.0, 0, UNIFORM, seconds=dict.fromkeys(speed.PARTS, 0.4))  # 2 ms a backprop
+    share = {"loading": 0.0, "choosing": 0.01, "scoring": 0.0, "forward": 0.5, "backward": 0.49, "evaluation": 7.0}
+    sb = made("clean", 0.0, "SB", 0.25, 0, [50.0, 12.0], seconds=share)  # 1 s: uniform has 500 backprops, 14 %
+    short = made("clean", 0.0, "VR", 0.25, 0, [50.0, 12.0], seconds=dict.fromkeys(speed.PARTS, 0.01))
+    long = made("clean", 0.0, "IES", 1.0, 0, [50.0, 9.0], seconds=dict.fromkeys(speed.PARTS, 1.0))
+    whole = study(uniforms(), [slow, sb, short, long])
+    one, beyond = speed.at_equal_seconds(whole)
+    assert (one["row"], one["seconds"], one["uniform"]) == ("SB 25 %", pytest.approx(1.0), pytest.approx(14.0))
+    assert one["difference"] == pytest.approx(-2.0)
+    assert (beyond["row"], beyond["uniform"], beyond["beyond"]) == ("IES", 10.0, 1)
+    in_seconds = {record["row"]: record["speed_up"] for record in speed.over_curve(whole, speed.SECONDS)}
+    assert in_seconds["SB 25 %"] == pytest.approx(2 * 0.5 * math.sqrt(2))
+    parts = {record["row"]: record for record in speed.parts(whole.timed)}
+    assert parts["SB 25 %"]["choosing"] == pytest.approx(0.01)
+    assert sum(parts["uniform"][name] for name in speed.PARTS) == pytest.approx(1.0)
+
+
+def test_the_best_uniform_budget_is_that_of_the_least_mean_error():
+    lines = uniforms() + [made("clean", 0.0, "random subset", 2 / 3, seed, [50.0, 9.0 - seed]) for seed in range(2)]
+    (best,) = speed.best_uniform(Results(lines))
+    assert best == {"column": "clean", "error": 10.0, "best": "random subset 67 %", "best_error": 8.5}
+    (best,) = speed.best_uniform(Results(lines[:-1]))  # with one of two seeds it is not compared
+    assert best["best"] == "uniform"
+
+
+# Differences.
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 21])
+def test_intervals_are_students(n):
+    values = np.random.default_rng(n).normal(size=n).tolist()
+    found = measures.interval(values)
+    low, high = stats.t.interval(0.9, n - 1, statistics.mean(values), statistics.stdev(values) / math.sqrt(n))
+    assert found == (
+        pytest.approx(statistics.mean(values)),
+        pytest.approx(low, abs=2e-3),
+        pytest.approx(high, abs=2e-3),
+        n,
+    )
+
+
+def test_an_interval_of_many_is_a_little_too_wide_and_of_one_unknown():
+    values = np.random.default_rng(0).normal(size=200).tolist()
+    half = stats.t.ppf(0.95, 199) * statistics.stdev(values) / math.sqrt(200)
+    found = measures.interval(values)
+    assert half < (found.high - found.low) / 2 < 1.05 * half
+    assert measures.interval([3.0]) == (3.0, None, None, 1)
+
+
+def test_differences_are_paired_by_seed():
+    lines = [
+        *uniforms(),  # 10, 14 and 18 %
+        made("clean", 0.0, "SB", 0.5, 0, [50.0, 13.0]),
+        made("clean", 0.0, "SB", 0.5, 1, [50.0, 16.0]),
+        made("clean", 0.0, "guarded SB", 0.5, 1, [50.0, 12.0]),
+        made("clean", 0.0, "guarded SB", 0.5, 7, [50.0, 99.0]),  # a seed that nothing else has
+        made("clean", 0.0, "InfoBatch", 1.0, 0, [50.0, 8.0], backprops=500),
+        made("clean", 0.0, "IES", 1.0, 0, [50.0, 8.0], backprops=1500),  # beyond the curve
+    ]
+    found = {(r["row"], r["against"]): (r["mean"], r["seeds"]) for r in errors.differences(Results(lines), "clean")}
+    assert found == {
+        ("random subset 50 %", "uniform"): (4.0, 2),
+        ("random subset 25 %", "uniform"): (8.0, 2),
+        ("SB 50 %", "uniform"): (4.5, 2),
+        ("SB 50 %", "random subset"): (0.5, 2),
+        ("SB 50 %", errors.AT_ITS_BACKPROPS): (0.5, 2),
+        ("guarded SB 50 %", "uniform"): (2.0, 1),
+        ("guarded SB 50 %", "random subset"): (-2.0, 1),
+        ("guarded SB 50 %", "unguarded"): (-4.0, 1),
+        ("guarded SB 50 %", errors.AT_ITS_BACKPROPS): (-2.0, 1),
+        ("InfoBatch", "uniform"): (-2.0, 1),
+        ("IES", "uniform"): (-2.0, 1),
+        ("InfoBatch", errors.AT_ITS_BACKPROPS): (-6.0, 1),
+    }
+
+
+def test_the_balanced_error_is_the_mean_of_the_classes_errors():
+    assert balanced(made("rare", 0.98, "uniform", 1.0, 0, UNIFORM)["result"]) == pytest.approx(13.0)
+
+
+def test_costs_are_shares_of_uniforms_backprops():
+    lines = [*uniforms(seeds=1), made("clean", 0.0, "SB", 0.5, 0, [50.0, 12.0], scored=750)]
+    found = {record["row"]: (record["backprops"], record["scored"]) for record in errors.costs(Results(lines))}
+    assert found["SB 50 %"] == (0.5, 0.75)
+    assert found["uniform"] == (1.0, 0.0)
+
+
+# What was selected.
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0, 3.0])
+def test_the_collapse_law_is_what_selection_by_rank_leaves(beta):
+    n, altered = 100_000, 0.45
+    rank = (np.arange(n) + 0.5) / n  # the altered have the highest losses
+    chosen = rank**beta
+    share = chosen[rank > 1 - altered].sum() / chosen.sum()
+    assert 1 - measures.right_after_selection(1 - altered, beta) == pytest.approx(share, abs=1e-4)
+
+
+def test_the_law_is_set_beside_what_was_measured():
+    lines = [
+        *uniforms("labels", 0.5),
+        *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 40.0, 30.0, 15.0 + seed]) for seed in range(2)),
+        made("labels", 0.5, "guarded SB", THIRD, 0, [50.0, 12.0], altered_share=0.125),
+        made("clean", 0.0, "SB", THIRD, 0, [50.0, 12.0]),
+    ]
+    (found,) = selection.law(Results(lines))
+    right = 1 - 0.5 * (1 - 1 / 4)  # of four classes a quarter of the random labels is right
+    assert found["right"] == pytest.approx(right)
+    assert found["predicted"] == pytest.approx(1 - right**3)
+    assert found["survives"] == (right**3 > 1 / 4) is False
+    assert found["relative"] == pytest.approx(15.5 / 10)
+    assert found["late"] == pytest.approx(1.0)
+    assert found["measured"] == pytest.approx((1 / 4 + 1) / 2, abs=0.01)
+    assert found["guarded measured"] == 0.125
+    (gauss,) = selection.law(Results([made("gauss", 0.25, "SB", 0.5, 0, [9.0, 9.0])]))
+    assert (gauss["right"], gauss["survives"], gauss["relative"]) == (0.75, True, None)
+
+
+def test_other_learning_rates_are_nowhere_but_in_their_own_table():
+    lines = [
+        *uniforms(),
+        *uniforms("labels", 0.5),  # without other rates
+        *(made("clean", 0.0, "uniform", 1.0, seed, [50.0, 20.0 + 2 * seed], 2.0) for seed in range(2)),
+    ]
+    results = Results(lines)
+    found = [(r["row"], r["error"], r["low"], r["high"], r["seeds"]) for r in selection.rates(results)]
+    assert found == [("uniform", 10.0, 10.0, 10.0, 2), ("uniform, learning rate x 2", 21.0, 20.0, 22.0, 2)]
+    assert not any("learning rate" in r["row"] for r in (*errors.by_seed(results, "clean"), *errors.costs(results)))
+    assert speed.uniform_curve(results, "clean", 0) == [(250, 18.0), (500, 14.0), (1000, 10.0)]
+
+
+# Claims.
+
+
+def test_claims_are_judged_by_the_means_of_their_runs():
+    lines = [
+        *uniforms("labels", 0.5),
+        *(made("labels", 0.5, "random subset", THIRD, seed, [50.0, 16.0]) for seed in range(2)),
+        *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 12.0 + 2 * seed]) for seed in range(2)),
+        guarded("labels", 0.5, 0, 15.5, auroc=0.98, precision=None, recall=0.0, aside_unaltered=0.0),
+        guarded("labels", 0.5, 1, 15.5, auroc=0.96, precision=0.9, recall=0.9, aside_unaltered=0.1),
+    ]
+    found = [(r["claim"], r["bar"], r["measured"], r["verdict"]) for r in claims.judged(study(lines))]
+    assert found == [
+        ("SB 33 %: error over uniform's", "at least 1.3", pytest.approx(1.3), "met"),
+        ("guarded SB 33 %: error above that of random subset 33 %", "at most 0.3", -0.5, "met"),
+        ("guarded SB 33 %: error above that of random subset 33 %", "at most -0.5", -0.5, "met"),
+        ("guarded SB 33 %: error above that of SB 33 %", "below 0", 2.5, "missed"),
+        ("guarded SB 33 %: AUROC", "at least 0.97", pytest.approx(0.97), "met"),
+        ("guarded SB 33 %: precision", "at least 0.85", 0.45, "missed"),
+        ("guarded SB 33 %: recall", "at least 0.8", 0.45, "missed"),
+        ("guarded SB 33 %: share of the unaltered set aside", "at most 0.05", 0.05, "met"),
+    ]
+
+
+def test_what_is_set_aside_counts_the_altered_too():
+    lines = [guarded("shuffle", 0.5, 0, 5.0, recall=0.04, aside_unaltered=0.01, auroc=0.5)]
+    (found,) = claims.judged(study(lines))
+    assert (found["measured"], found["verdict"]) == (pytest.approx(0.025), "missed")
+
+
+def test_choosing_is_judged_by_the_worst_timed_run():
+    timed = [made("clean", 0.0, method, 1.0, 0, UNIFORM) for method in ("uniform", "IES")]
+    for run, share in zip(timed, (0.004, 0.02), strict=True):
+        run["result"]["seconds"] = dict.fromkeys(speed.PARTS, 0.0) | {"choosing": share, "backward": 1 - share}
+    (found,) = claims.judged(study([], timed))
+    assert (found["measured"], found["verdict"], found["runs"]) == (pytest.approx(0.02), "missed", 2)
+
+
+@pytest.mark.parametrize(
+    ("bar", "value", "met"),
+    [
+        ({"at_most": 0.3}, 0.3 + 1e-14, True),
+        ({"at_most": 0.3}, 0.31, False),
+        ({"at_least": 1.3}, 1.3, True),
+        ({"at_least": 1.3}, 1.29, False),
+        ({"below": 0.0}, -1e-14, False),
+        ({"below": 0.0}, -0.01, True),
+    ],
+)
+def test_a_bar_is_met_on_its_side_whatever_rounding_adds(bar, value, met):
+    assert claims.Bar("", lambda study, column: None, **bar).met(value) is met

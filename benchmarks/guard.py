@@ -66,8 +66,7 @@ def signals(cell: Cell, budget: float) -> dict[str, Any]:
     several = altered.any() and not altered.all()
     return {
         "tau": float((loss**2).mean().sqrt() / loss.mean()),
-        "above chance": float((loss > chance).double().mean()),
-        "above 1.5 chance": float((loss > 1.5 * chance).double().mean()),
+        **{f"above {c:g} chance": float((loss > c * chance).double().mean()) for c in (1, 1.1, 1.2, 1.3, 1.5)},
         "unsure: p first < 1/2": float((top[:, 0] < 0.5).double().mean()),
         "median loss / chance": float(loss.median()) / chance,
         "auroc": {
@@ -104,21 +103,22 @@ class SelectsWithin(selectors.NoiseGuard):
         return self._inner(losses, **options)
 
 
+class Always(policies.NoiseGuard):
+    """Without tau: what is above chance is set aside in any case."""
+
+    def _decide(self, store: Any) -> None:
+        super()._decide(store)
+        if self.verdict != UNDECIDED:
+            self.state["verdict"] = MISLABELED
+
+
 class ByShare(policies.NoiseGuard):
-    """One trigger: the share above chance. Without tau."""
+    """One trigger: the share above chance, after the probe. Without tau."""
 
     def _decide(self, store: Any) -> None:
-        super()._decide(store)
-        noisy = np.count_nonzero(self.suspects(store)) > self.share * store.seen().sum()
-        self.state["verdict"] = MISLABELED if noisy else CLEAN
-
-
-class AlwaysAside(policies.NoiseGuard):
-    """Without a trigger: what is above chance is set aside in any case."""
-
-    def _decide(self, store: Any) -> None:
-        super()._decide(store)
-        self.state["verdict"] = MISLABELED
+        if self.verdict == UNDECIDED:
+            noisy = np.count_nonzero(self.suspects(store)) > self.share * store.seen().sum()
+            self.state["verdict"] = MISLABELED if noisy else CLEAN
 
 
 class NeverAside(policies.NoiseGuard):
@@ -130,7 +130,7 @@ class NeverAside(policies.NoiseGuard):
             self.state["verdict"] = UNSAFE
 
 
-class TwoMeans(AlwaysAside):
+class TwoMeans(Always):
     """Without a trigger: the upper one of two clusters of the losses is set aside."""
 
     def suspects(self, store: Any) -> Any:
@@ -140,10 +140,8 @@ class TwoMeans(AlwaysAside):
         return smoothed >= ordered[policies.primitives.clusters(ordered, 2)[1]]
 
 
-def _policy(
-    kind: type[policies.NoiseGuard] = policies.NoiseGuard, scale: float = 1.0, **options: Any
-) -> Callable[[Setting], Any]:
-    return lambda s: kind("uniform", scale * s.chance, **options)
+def _policy(kind: type[policies.NoiseGuard] = policies.NoiseGuard, **options: Any) -> Callable[[Setting], Any]:
+    return lambda s: kind("uniform", s.chance, **options)
 
 
 def _selector(kind: type[selectors.NoiseGuard] = selectors.NoiseGuard) -> Callable[[Setting], Any]:
@@ -160,11 +158,12 @@ VARIANTS = {
     "as it is": _variant("NoiseGuard around SB", _policy()),
     "SB within": _variant("SB selects within what is left in", _policy(), _selector(SelectsWithin)),
     "by share": _variant("trigger: share above chance alone", _policy(ByShare)),
-    "always aside": _variant("no trigger", _policy(AlwaysAside), _selector(SelectsWithin)),
+    "always aside": _variant("no trigger", _policy(Always), _selector(SelectsWithin)),
     "two means": _variant("no trigger, two clusters", _policy(TwoMeans), _selector(SelectsWithin)),
     "never aside": _variant("only the switch", _policy(NeverAside)),
     "always aside under tau": _variant("share = 0", _policy(share=0.0)),
-    "1.5 chance": _variant("above 1.5 times chance", _policy(scale=1.5, share=0.05)),
+    "above chance": _variant("above = 1", _policy(above=1.0)),
+    "above 1.5 chance": _variant("above = 1.5", _policy(above=1.5)),
     "last loss": _variant("momentum = 0", _policy(momentum=0.0)),
     "slower average": _variant("momentum = 0.8", _policy(momentum=0.8)),
     "none back": _variant("back = 0", _policy(back=0.0)),

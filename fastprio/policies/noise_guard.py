@@ -35,14 +35,15 @@ def _observe(smoothed: Float32, seen: Uint8, indices: Int64, losses: Float32, mo
 class NoiseGuard(Wrapper):
     """Asks first whether there is noise, and lets ``inner`` choose only where there is none.
 
-    The first ``probe`` epochs are uniform, and a score pass of everything ends them. Of its losses,
-    tau = sqrt(1 + CV^2) says how uneven they are, and the share above ``chance`` for how many examples the model is
-    worse than a guess. That decides, once:
+    The first ``probe`` epochs are uniform, and a score pass of everything ends them. tau = sqrt(1 + CV^2) of its losses
+    says how uneven they are, and decides:
 
     * tau >= ``tau``, "clean": few examples hold most of the loss, and ``inner`` does what it does without a guard.
-    * tau < ``tau``: much of the loss cannot be learnt, and to choose by it is to choose noise. Epochs are uniform. With
-      at most ``share`` above chance that is all: "unsafe". With more, "mislabeled", those whose smoothed loss is above
-      chance are set aside; they are forwarded at each epoch's end, and come back as soon as it is not.
+    * tau < ``tau``, "unsafe": much of the loss cannot be learnt, and to choose by it is to choose noise. All epochs are
+      uniform.
+    * "mislabeled": unsafe, and for more than ``share`` of the examples, then or in a later epoch, the model is surely
+      worse than a guess: their smoothed loss is above ``above`` * ``chance``. From then on such examples are set aside.
+      They are forwarded at each epoch's end, and come back as soon as their smoothed loss is not above.
 
     Args:
         inner: a policy that has learnt nothing yet, of which a copy is taken, or a name.
@@ -50,7 +51,7 @@ class NoiseGuard(Wrapper):
         inner_config: the arguments by name, where ``inner`` is a name.
         probe: >= 1, epochs until the decision; enough for the model to be better than a guess. An untrained model's
             losses are all alike, which looks like noise.
-        tau: >= 1. share: in [0, 1].
+        tau: >= 1. above: > 0. share: in [0, 1].
         momentum: in [0, 1), of the smoothed loss, which begins with the losses that decide.
         most: in [0, 1), share of all examples that may be set aside: of more, those with the highest smoothed loss.
         back: in [0, 1], share of those set aside, at least one of them, that is trained on all the same; others each
@@ -74,14 +75,19 @@ class NoiseGuard(Wrapper):
         inner_config: Mapping[str, Any] | None = None,
         probe: int = 1,
         tau: float = 1.65,
-        share: float = 0.19,
+        above: float = 1.2,
+        share: float = 0.15,
         momentum: float = 0.5,
         most: float = 0.7,
         back: float = 0.05,
     ) -> None:
         super().__init__(inner, inner_config)
         self.chance, self.probe = real("chance", chance, 0, above=True), integer("probe", probe, 1)
-        self.tau, self.share = real("tau", tau, 1), real("share", share, 0, 1)
+        self.tau, self.above, self.share = (
+            real("tau", tau, 1),
+            real("above", above, 0, above=True),
+            real("share", share, 0, 1),
+        )
         self.momentum, self.most = real("momentum", momentum, 0, 1, below=True), real("most", most, 0, 1, below=True)
         self.back = real("back", back, 0, 1)
         if "smoothed" in self.columns or "verdict" in self.state:
@@ -106,8 +112,7 @@ class NoiseGuard(Wrapper):
         """Everything, until it is decided; then the inner policy's plan, or all but what is set aside."""
         if clock.epoch < self.probe:
             return Plan(score=(TRAIN,) if clock.epoch == self.probe - 1 else ())
-        if self.verdict == UNDECIDED:
-            self._decide(store)
+        self._decide(store)
         if self.verdict == CLEAN:
             return super().plan(store, clock, rng)
         aside = self.aside(store)
@@ -123,15 +128,15 @@ class NoiseGuard(Wrapper):
         return highest(store.column("smoothed"), share_of(len(store), self.most), rng, among=self.suspects(store))
 
     def suspects(self, store: ScoreStore) -> Mask:
-        """bool [n]: the examples whose smoothed loss is above chance, whatever was decided."""
-        above: Mask = store.seen() & (store.column("smoothed") > np.float32(self.chance))
-        return above
+        """bool [n]: the examples for which the model is worse than a guess, whatever was decided."""
+        worse: Mask = store.seen() & (store.column("smoothed") > np.float32(self.above * self.chance))
+        return worse
 
     def _decide(self, store: ScoreStore) -> None:
-        losses = store.column("smoothed")[store.seen()].astype(np.float64)
-        if not losses.any():
-            return  # nothing learnt yet, or nothing left to learn
-        tau = float(np.sqrt(np.mean(losses**2)) / losses.mean())
-        noisy = np.count_nonzero(self.suspects(store)) > self.share * len(losses)
-        verdict = CLEAN if tau >= self.tau else MISLABELED if noisy else UNSAFE
-        self.state.update(verdict=verdict, probed_tau=tau)
+        seen = store.seen()
+        if self.verdict == UNDECIDED and store.column("smoothed").any():  # else nothing is left to learn
+            losses = store.column("smoothed")[seen].astype(np.float64)
+            tau = float(np.sqrt(np.mean(losses**2)) / losses.mean())
+            self.state.update(verdict=CLEAN if tau >= self.tau else UNSAFE, probed_tau=tau)
+        if self.verdict == UNSAFE and np.count_nonzero(self.suspects(store)) > self.share * np.count_nonzero(seen):
+            self.state["verdict"] = MISLABELED

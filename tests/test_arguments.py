@@ -30,8 +30,8 @@ from fastprio.policies.arguments import flag, real
 from fastprio.selectors import SelectiveBackprop, VarianceReduction
 
 METHODS = {
-    name: cls
-    for kind in (policies, selectors)
+    f"{name}{of_both}": cls
+    for kind, of_both in ((policies, ""), (selectors, "_selector"))  # a policy may have a selector's name
     for name, cls in kind.registered().items()
     if " " not in name  # those with blanks are other tests' own
 }
@@ -42,7 +42,7 @@ WRONG = {
 ACCEPTED = {
     ("group_dro", "groups", "None"),  # written into the store's column later
     ("odm", "groups", "None"),
-    ("selective_backprop", "history", "None"),  # the store's losses
+    ("selective_backprop_selector", "history", "None"),  # the store's losses
 }
 """What is wrong elsewhere and right here, beside None where it is the default and True where a flag is expected."""
 BY_STORE = {("group_dro", "groups"), ("odm", "groups"), ("given", "weights")}
@@ -53,6 +53,7 @@ WITH = {
     ("odd", "threshold", "None"): {"percentile": 50},
     ("active_bias", "draws"): {"smoothness": 1.0},
     ("mr", "draws"): {"update": "train"},
+    ("noise_guard_selector", "inner_config", "None"): {"inner": selectors.SelectiveBackprop(32)},
 }
 """What must change in the example for an argument, or for one value of it, to be right."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastprio._arrays import integer
-from fastprio._kernels import get_bit, kernel
+from fastprio._kernels import get_bit, kernel, put_bit
 from fastprio._random import Rng
 from fastprio.policies.arguments import real
 from fastprio.policies.base import SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, register
@@ -16,7 +16,7 @@ from fastprio.policies.primitives import at_least_one, codes_of, highest, share_
 from fastprio.policies.wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from fastprio._arrays import Float32, Int64, Uint8
+    from fastprio._arrays import Float32, Float64, Int64, Uint8
     from fastprio.policies.primitives import Mask
     from fastprio.store import ScoreStore
 
@@ -25,10 +25,16 @@ UNDECIDED, CLEAN, UNSAFE, MISLABELED = "undecided", "clean", "unsafe", "mislabel
 
 @kernel
 def _observe(smoothed: Float32, seen: Uint8, indices: Int64, losses: Float32, momentum: float) -> None:
+    first = np.empty(indices.size, np.bool_)
     for j in range(indices.size):
         i = indices[j]
-        before = np.float64(smoothed[i]) if get_bit(seen, i) else np.float64(losses[j])
+        first[j] = not get_bit(seen, i)
+        put_bit(seen, i, True)  # a later row may be of the same example
+        before = np.float64(losses[j]) if first[j] else np.float64(smoothed[i])
         smoothed[i] = np.float32(momentum * before + (1.0 - momentum) * losses[j])
+    for j in range(indices.size):
+        if first[j]:
+            put_bit(seen, indices[j], False)  # the inner policy is to see it as it was
 
 
 @register("noise_guard")
@@ -119,6 +125,12 @@ class NoiseGuard(Wrapper):
         count = int(np.count_nonzero(aside))
         trained = ~aside | uniformly(at_least_one(count, self.back), rng, aside)
         return Plan(codes_of(trained, SCORE), score=(SCORE,), info={"verdict": self.verdict, "aside": count})
+
+    def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:
+        """The inner policy's where it draws; else all one."""
+        if self.verdict != CLEAN and indices.size:  # of no rows a store asks, to compile loops
+            return None
+        return super().weights(columns, indices, probabilities, clock)
 
     def aside(self, store: ScoreStore) -> Mask:
         """bool [n]: the examples that are set aside as things stand."""

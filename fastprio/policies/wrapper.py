@@ -29,7 +29,7 @@ class Wrapper(Policy):
     def __init__(self, inner: str | Policy, inner_config: Mapping[str, Any] | None = None) -> None:
         if isinstance(inner, str):
             try:
-                self._inner = make(inner, **(inner_config or {}))
+                self._inner = make(inner, **({} if inner_config is None else inner_config))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"inner = {inner!r}, inner_config = {inner_config!r}: {error}") from error
         elif not isinstance(inner, Policy):
@@ -47,6 +47,11 @@ class Wrapper(Policy):
         self.requires, self.needs_epochs = self._inner.requires, self._inner.needs_epochs
         # One dictionary for both, so that what the inner policy learns is saved and undone with what this one does.
         self.state = self._inner.state
+
+    @property
+    def wrapped(self) -> Policy:
+        """The inner policy itself, for what a loop is to call of it, such as ``regroup`` or ``refer``."""
+        return self._inner
 
     @property
     def scheme(self) -> str | None:  # type: ignore[override]

@@ -53,7 +53,7 @@ class NoiseGuard(Selector):
     def __init__(self, inner: str | Selector, inner_config: Mapping[str, Any] | None = None) -> None:
         if isinstance(inner, str):
             try:
-                self._inner = make(inner, **(inner_config or {}))
+                self._inner = make(inner, **({} if inner_config is None else inner_config))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"inner = {inner!r}, inner_config = {inner_config!r}: {error}") from error
         elif not isinstance(inner, Selector):
@@ -64,6 +64,8 @@ class NoiseGuard(Selector):
             raise ValueError(f"inner = {inner!r}: it has selected already; make a new one")
         else:
             self._inner = copy.deepcopy(inner)
+        if isinstance(self._inner, NoiseGuard):
+            raise ValueError(f"inner = {self._inner!r}: expected a selector that is no NoiseGuard itself")
         self.inner, self.inner_config = self._inner._whose(), self._inner.config()
         super().__init__(self._inner.batch_size, self._inner.seed)
         self.columns = self._inner.columns

@@ -117,7 +117,7 @@ class ByShare(policies.NoiseGuard):
 
     def _decide(self, store: Any) -> None:
         if self.verdict == UNDECIDED:
-            noisy = np.count_nonzero(self.suspects(store)) > self.share * store.seen().sum()
+            noisy = np.count_nonzero(self.suspects(store, self.clearly)) > self.share * store.seen().sum()
             self.state["verdict"] = MISLABELED if noisy else CLEAN
 
 
@@ -130,10 +130,18 @@ class NeverAside(policies.NoiseGuard):
             self.state["verdict"] = UNSAFE
 
 
+class Higher(policies.NoiseGuard):
+    """What is clearly worse than a guess is set aside, and no more."""
+
+    def suspects(self, store: Any, clearly: float = 1.0) -> Any:
+        """As if it were asked for those."""
+        return super().suspects(store, self.clearly)
+
+
 class TwoMeans(Always):
     """Without a trigger: the upper one of two clusters of the losses is set aside."""
 
-    def suspects(self, store: Any) -> Any:
+    def suspects(self, store: Any, clearly: float = 1.0) -> Any:
         """What is in the upper cluster."""
         smoothed = store.column("smoothed")
         ordered = np.sort(smoothed)
@@ -162,8 +170,8 @@ VARIANTS = {
     "two means": _variant("no trigger, two clusters", _policy(TwoMeans), _selector(SelectsWithin)),
     "never aside": _variant("only the switch", _policy(NeverAside)),
     "always aside under tau": _variant("share = 0", _policy(share=0.0)),
-    "above chance": _variant("above = 1", _policy(above=1.0)),
-    "above 1.5 chance": _variant("above = 1.5", _policy(above=1.5)),
+    "clearly 1": _variant("clearly = 1", _policy(clearly=1.0)),
+    "above 1.2 chance": _variant("set aside above 1.2 times chance", _policy(Higher)),
     "last loss": _variant("momentum = 0", _policy(momentum=0.0)),
     "slower average": _variant("momentum = 0.8", _policy(momentum=0.8)),
     "none back": _variant("back = 0", _policy(back=0.0)),

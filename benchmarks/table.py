@@ -1,4 +1,4 @@
-"""Makes the tables of README.md, beside this file, and of docs/scale.md: `python benchmarks/table.py [--check]`.
+"""Makes the tables of README.md, beside this file, and of docs/scale.md and docs/guard.md: `python benchmarks/table.py [--check]`.
 
 They come from `records/*.json`. A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a function of
 TABLES. With --check nothing is written, and the exit status is 1 if a table is not what the records say.
@@ -311,7 +311,7 @@ def unequal() -> str:
     return markdown(rows)
 
 
-README, SCALING = HERE / "README.md", HERE.parent / "docs" / "scale.md"
+README, SCALING, GUARD = HERE / "README.md", HERE.parent / "docs" / "scale.md", HERE.parent / "docs" / "guard.md"
 
 
 def policies() -> str:
@@ -324,9 +324,56 @@ def policies() -> str:
     return f"{markdown(rows)}\n\n{made('policies', record)}"
 
 
+def guard_signals() -> str:
+    """After the probing epoch: medians over seeds."""
+    record = read("guard/signals")
+    if not record:
+        return "No record yet."
+    names = ["tau", "above 1 chance", "above 1.2 chance", "unsure: p first < 1/2", "median loss / chance"]
+    scores = list(record["rows"][0]["auroc"])
+    rows = [["data", "warm-up", *names, *(f"AUROC of {name}" for name in scores)]]
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for row in record["rows"]:
+        groups.setdefault((row["column"], row["budget"]), []).append(row)
+    for (column, budget), found in groups.items():
+        cells = [_spread([row[name] for row in found]) for name in names]
+        aurocs = [[row["auroc"][name] for row in found if row["auroc"][name] is not None] for name in scores]
+        epochs = f"{20 * 0.05 * budget:.2g} epochs"
+        rows.append([column, epochs, *cells, *(_spread(values) if values else "" for values in aurocs)])
+    return f"{markdown(rows)}\n\n{made('guard/signals', record)}"
+
+
+def guard_variants() -> str:
+    """Errors on the held-out images: means over the seeds that there are."""
+    path = HERE / "records" / "guard" / "cells.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not runs:
+        return "No record yet."
+    found: dict[tuple[str, tuple[str, float]], list[float]] = {}
+    for run in runs:
+        cell = run["cell"]
+        found.setdefault((cell["method"], (cell["kind"], cell["level"])), []).append(run["result"]["error"])
+    columns = sorted({column for _, column in found}, key=lambda column: (ORDER.index(column[0]), column[1]))
+    rows = [["what", *(f"{kind} {100 * level:g}" if level else kind for kind, level in columns), "seeds"]]
+    for name in dict.fromkeys(method for method, _ in found):
+        errors = [found.get((name, column), []) for column in columns]
+        cells = [f"{statistics.mean(each):.2f}" if each else "" for each in errors]
+        rows.append([name, *cells, str(max(map(len, errors)))])
+    record = runs[-1] | {"command": "python benchmarks/guard.py variants"}
+    return f"{markdown(rows)}\n\n{made('guard/cells', record).replace('.json`', '.jsonl`')}"
+
+
+def _spread(values: list[float]) -> str:
+    middle = statistics.median(values)
+    return f"{middle:.3g} ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else f"{middle:.3g}"
+
+
+ORDER = "clean", "labels", "symmetric", "pair", "shuffle", "gauss", "rare"
+
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
     SCALING: (messages, work, memory, unequal),
+    GUARD: (guard_signals, guard_variants),
 }
 
 
@@ -346,7 +393,7 @@ def filled(path: Path) -> str:
 
 def main() -> int:
     """Writes, or checks. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="The tables of README.md and docs/scale.md, from the records.")
+    parser = argparse.ArgumentParser(description="The tables of the documents, from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a document differs")
     options = parser.parse_args()
     status = 0

@@ -47,9 +47,9 @@ class NoiseGuard(Wrapper):
     * tau >= ``tau``, "clean": few examples hold most of the loss, and ``inner`` does what it does without a guard.
     * tau < ``tau``, "unsafe": much of the loss cannot be learnt, and to choose by it is to choose noise. All epochs are
       uniform.
-    * "mislabeled": unsafe, and for more than ``share`` of the examples, then or in a later epoch, the model is surely
-      worse than a guess: their smoothed loss is above ``above`` * ``chance``. From then on such examples are set aside.
-      They are forwarded at each epoch's end, and come back as soon as their smoothed loss is not above.
+    * "mislabeled": unsafe, and for more than ``share`` of the examples, then or in a later epoch, the model is clearly
+      worse than a guess: their smoothed loss is above ``clearly`` * ``chance``. From then on the examples above
+      ``chance`` are set aside. They are forwarded at each epoch's end, and come back when their smoothed loss is not.
 
     Args:
         inner: a policy that has learnt nothing yet, of which a copy is taken, or a name.
@@ -57,7 +57,7 @@ class NoiseGuard(Wrapper):
         inner_config: the arguments by name, where ``inner`` is a name.
         probe: >= 1, epochs until the decision; enough for the model to be better than a guess. An untrained model's
             losses are all alike, which looks like noise.
-        tau: >= 1. above: > 0. share: in [0, 1].
+        tau: >= 1. clearly: > 0. share: in [0, 1].
         momentum: in [0, 1), of the smoothed loss, which begins with the losses that decide.
         most: in [0, 1), share of all examples that may be set aside: of more, those with the highest smoothed loss.
         back: in [0, 1], share of those set aside, at least one of them, that is trained on all the same; others each
@@ -81,7 +81,7 @@ class NoiseGuard(Wrapper):
         inner_config: Mapping[str, Any] | None = None,
         probe: int = 1,
         tau: float = 1.65,
-        above: float = 1.2,
+        clearly: float = 1.2,
         share: float = 0.15,
         momentum: float = 0.5,
         most: float = 0.7,
@@ -89,11 +89,8 @@ class NoiseGuard(Wrapper):
     ) -> None:
         super().__init__(inner, inner_config)
         self.chance, self.probe = real("chance", chance, 0, above=True), integer("probe", probe, 1)
-        self.tau, self.above, self.share = (
-            real("tau", tau, 1),
-            real("above", above, 0, above=True),
-            real("share", share, 0, 1),
-        )
+        self.tau, self.share = real("tau", tau, 1), real("share", share, 0, 1)
+        self.clearly = real("clearly", clearly, 0, above=True)
         self.momentum, self.most = real("momentum", momentum, 0, 1, below=True), real("most", most, 0, 1, below=True)
         self.back = real("back", back, 0, 1)
         if "smoothed" in self.columns or "verdict" in self.state:
@@ -139,9 +136,9 @@ class NoiseGuard(Wrapper):
         rng = Rng(store.seed, store.clock.epoch, 1, "plan")  # for ties; step 1, because plans have the bits of step 0
         return highest(store.column("smoothed"), share_of(len(store), self.most), rng, among=self.suspects(store))
 
-    def suspects(self, store: ScoreStore) -> Mask:
-        """bool [n]: the examples for which the model is worse than a guess, whatever was decided."""
-        worse: Mask = store.seen() & (store.column("smoothed") > np.float32(self.above * self.chance))
+    def suspects(self, store: ScoreStore, clearly: float = 1.0) -> Mask:
+        """bool [n]: the examples for which the model is (clearly) worse than a guess, whatever was decided."""
+        worse: Mask = store.seen() & (store.column("smoothed") > np.float32(clearly * self.chance))
         return worse
 
     def _decide(self, store: ScoreStore) -> None:
@@ -150,5 +147,6 @@ class NoiseGuard(Wrapper):
             losses = store.column("smoothed")[seen].astype(np.float64)
             tau = float(np.sqrt(np.mean(losses**2)) / losses.mean())
             self.state.update(verdict=CLEAN if tau >= self.tau else UNSAFE, probed_tau=tau)
-        if self.verdict == UNSAFE and np.count_nonzero(self.suspects(store)) > self.share * np.count_nonzero(seen):
+        worse = np.count_nonzero(self.suspects(store, self.clearly))
+        if self.verdict == UNSAFE and worse > self.share * np.count_nonzero(seen):
             self.state["verdict"] = MISLABELED

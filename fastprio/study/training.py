@@ -161,6 +161,7 @@ class Run:
             policy=self.method.policy(self.setting),
             epochs=None if self.method.ends == BACKPROPS else protocol.epochs,
             seed=cell.seed,
+            drop_last=True,  # a step from the few examples at an epoch's end would be as long as any, and mostly noise
             collate_fn=identity,
         )
         self.loader.on_the_clock(self.watch)
@@ -203,7 +204,7 @@ class Run:
     def _batches(self) -> Iterator[Any]:
         if self.selector is None:
             return iter(self.loader)
-        return self.selector.batches(self.loader, self._score)
+        return self.selector.batches(self.loader, self._score, drop_last=True)
 
     def _step(self, at: Tensor, images: Tensor, labels: Tensor) -> None:
         """One update of the parameters."""

@@ -139,12 +139,17 @@ def make_runs(args: argparse.Namespace) -> None:
         raise StudyError(f"--workers {args.workers}: expected at least 1")
     folder = Path(args.out or f"fastprio-study/{protocol.name}")
     if args.list:
-        have = {grid.cell_of(run) for run in grid.read(folder)}
-        for cell in cells:
-            print(f"{'done' if cell in have else '    '}  {cell.column}, {cell.row}, seed {cell.seed}")
+        _list(protocol, cells, grid.read(folder))
         return
     made = grid.run_all(folder, protocol, cells, args.workers, Progress())
     print(f"{len(cells)} runs in {folder / grid.FILE}, {made} of them made now; fastprio study report {folder}")
+
+
+def _list(protocol: Protocol, cells: list[Cell], runs: list[dict[str, Any]]) -> None:
+    have = {run["key"] for run in runs}
+    for cell in cells:
+        done = "done" if key_of(protocol, cell) in have else "    "
+        print(f"{done}  {cell.column}, {cell.row}, seed {cell.seed}")
 
 
 def make_times(args: argparse.Namespace) -> None:
@@ -152,6 +157,9 @@ def make_times(args: argparse.Namespace) -> None:
     protocol, cells = protocol_for(args), cells_for(args)
     cells = [cell for cell in cells if cell.lr_scale == 1]
     folder = Path(args.out or f"fastprio-study/{protocol.name}")
+    if args.list:
+        _list(protocol, cells, grid.read(folder, grid.TIMES))
+        return
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.column, cell.seed), []).append(cell)

@@ -12,11 +12,14 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +45,15 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     path = folder / name
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_bytes().split(b"\n")
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             run = json.loads(line)
-            protocol, cell = protocol_of(run), cell_of(run)
+            key, protocol, cell, _ = run["key"], protocol_of(run), cell_of(run), run["result"]
         except (ValueError, TypeError, KeyError) as error:
             raise StudyError(f"{path}, line {number}: not a run of this version: {error}") from error
-        if run["key"] != key_of(protocol, cell):
+        if key != key_of(protocol, cell):
             raise StudyError(f"{path}, line {number}: its key is not that of its settings")
         if found and run["protocol"] != found[0]["protocol"]:
             raise StudyError(f"{path}, line {number}: another protocol than in line 1: a folder has the runs of one")
@@ -136,6 +139,28 @@ def line(protocol: Protocol, cell: Cell, result: dict[str, Any]) -> dict[str, An
     }
 
 
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until the end. Processes that are begun within never see it: the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot end its workers, and their queue would not tell them.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
 def run_all(
     folder: Path,
     protocol: Protocol,
@@ -148,6 +173,8 @@ def run_all(
     Args: told: called with each finished line, how many are done and how many there are.
 
     Returns: how many were made. KeyboardInterrupt stops at once; what was finished is stored.
+
+    Raises: StudyError: a worker that was killed; or what a run raised. What was finished is stored.
     """
     with appending(folder, protocol) as add:
         have = {run["key"] for run in read(folder)}
@@ -157,23 +184,28 @@ def run_all(
             return 0
         # Not forked: torch's and Numba's threads do not survive that.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(
-            workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        )
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
         try:
             under_way: set[Future[dict[str, Any]]] = set()
             ahead = iter(waiting)
             while True:
                 while len(under_way) < workers and (cell := next(ahead, None)) is not None:
-                    under_way.add(pool.submit(finish, protocol, cell))
+                    with _interrupts_later():
+                        under_way.add(pool.submit(finish, protocol, cell))
                 if not under_way:
                     return len(waiting)
                 ready, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in ready:
+                # Those that failed last: what is finished is stored before the first of them raises.
+                for future in sorted(ready, key=lambda future: future.exception() is not None):
                     made = future.result()
                     add(made)
                     done += 1
                     told(made, done, len(cells))
+        except BrokenProcessPool as error:
+            raise StudyError(
+                f"a worker process was killed, perhaps for want of memory; {folder} has the runs that were finished: "
+                "start it again to go on"
+            ) from error
         finally:
             for process in multiprocessing.active_children():
                 process.terminate()

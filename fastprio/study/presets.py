@@ -104,4 +104,4 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """quick: minutes on two cores. paper-small: hours there. paper: the paper's own settings, for a GPU with CIFAR-10's
-binary files (``--data``)."""
+binary files (``--set data=DIR``)."""

@@ -64,6 +64,16 @@ class Protocol:
         for name in ("lr", "factor", "ies_threshold"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number above 0")
+        for name in ("weight_decay", "shift"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number >= 0")
+        if not 0 <= self.warm_up <= 1:
+            raise StudyError(f"warm_up = {self.warm_up}: expected 0 <= warm_up <= 1")
+        if not 0 < self.momentum < 1:
+            raise StudyError(f"momentum = {self.momentum}: expected 0 < momentum < 1, as Nesterov's needs")
+        for at in self.drops:
+            if not 0 <= at <= 1:
+                raise StudyError(f"drops: {at}: expected a share of the run, in [0, 1]")
         if self.evaluate not in ("test", "validation"):
             raise StudyError(f"evaluate = {self.evaluate!r}: expected test or validation")
         if self.evaluate == "validation" and not self.validation:

@@ -55,9 +55,14 @@ def part_of(protocol: Protocol, cell: Cell) -> Part:
         raise StudyError(f"examples + validation = {wanted}: {whole.name} has {n} training examples")
     order = torch.from_numpy(np.random.default_rng([cell.seed, 2]).permutation(n)[:wanted])
     train, rest = order[: protocol.examples], order[protocol.examples :]
-    made = corrupt(_rows(whole.train, train), whole.classes, cell.kind, cell.level, cell.seed)
+    if cell.kind.startswith("file:"):  # labels of all training examples, in the order of the data set
+        of_all = corrupt(whole.train, whole.classes, cell.kind, cell.level, cell.seed)
+        split, altered = _rows(of_all.split, train), of_all.altered[train.numpy()]
+    else:
+        made = corrupt(_rows(whole.train, train), whole.classes, cell.kind, cell.level, cell.seed)
+        split, altered = made.split, made.altered
     held_out = whole.test if protocol.evaluate == "test" else _rows(whole.train, rest)
-    return Part(made.split, held_out, made.altered, whole.classes)
+    return Part(split, held_out, altered, whole.classes)
 
 
 def _rows(split: Split, at: Tensor) -> Split:
@@ -129,6 +134,10 @@ class Run:
 
     def __init__(self, protocol: Protocol, cell: Cell) -> None:
         self.protocol, self.cell, self.watch = protocol, cell, Watch()
+        try:
+            torch.empty(0, device=protocol.device)
+        except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+            raise StudyError(f"device = {protocol.device!r}: {str(error).splitlines()[0]}") from error
         part = part_of(protocol, cell)
         self.held_out, self.altered = _moved(part.held_out, protocol.device), part.altered
         self.method, self.setting = find(cell.method), Setting(protocol, cell, part.classes)
@@ -198,7 +207,7 @@ class Run:
             else:
                 self._score_the_rest()
             self.epoch += 1
-        if len(self.curve) < self.protocol.evaluations:
+        while len(self.curve) < self.protocol.evaluations:
             self._evaluate()
 
     def _batches(self) -> Iterator[Any]:
@@ -225,7 +234,9 @@ class Run:
             self._note(at, losses)
             self.backprops += len(at)
             self.altered_backprops += int(self.altered[at.numpy()].sum())
-            if self.progress * self.protocol.evaluations >= len(self.curve) + 1:
+            # The last one comes after the last step, of several at the end of the last epoch.
+            due = min(int(self.progress * self.protocol.evaluations + 1e-9), self.protocol.evaluations - 1)
+            while len(self.curve) < due:
                 self._evaluate()
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,7 +291,10 @@ class Run:
         """
         policy = self.loader.store.policy
         aside = policy.aside(self.loader.store) if isinstance(policy, NoiseGuard) else None
-        score = self.loader.store.column("smoothed") if isinstance(policy, NoiseGuard) else self.last_loss
+        score = self.last_loss
+        if isinstance(policy, NoiseGuard):
+            store = self.loader.store
+            score = np.where(store.seen(), store.column("smoothed"), np.float32(np.nan))
         return {
             "error": self.curve[-1]["error"],
             "class_errors": self._class_errors(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -43,15 +43,6 @@ class Watch:
             name = self._names[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
-
-    def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
-        """The function, on the clock."""
-
-        def call(*args: Any, **options: Any) -> T:
-            with self(name):
-                return function(*args, **options)
-
-        return call
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Goes through items; what they take to come is on the clock."""

@@ -1,4 +1,4 @@
-"""Makes the tables of README.md, beside this file, and of docs/scale.md and docs/guard.md: `python benchmarks/table.py [--check]`.
+"""Makes the tables of the documents: `python benchmarks/table.py [--check]`.
 
 They come from `records/*.json`. A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a function of
 TABLES. With --check nothing is written, and the exit status is 1 if a table is not what the records say.

@@ -73,16 +73,31 @@ def page() -> str:
         "| name | class | keeps | acts | further forward passes | source |\n|---|---|---|---|---|---|",
     ]
     for row in found:
-        cells = f"`{row.name}`", f"[{row.of.__name__}](#{row.of.__name__.lower()})", _bytes(row.nbytes)
+        cells = (
+            f"`{row.name}`",
+            f"[{row.of.__name__}](#{_heading(row.of).lower().replace(' ', '-')})",
+            _bytes(row.nbytes),
+        )
         parts.append("| " + " | ".join((*cells, row.acts, row.forwards, row.source)) + " |")
     for row in found:
-        kind = "policy" if issubclass(row.of, policies.Policy) else "selector"
-        parts.append(f"\n## {row.of.__name__}\n\n`{row.name}`, a {kind}: `{_signature(row.of)}`\n")
+        parts.append(f"\n## {_heading(row.of)}\n\n`{row.name}`, a {_kind(row.of)}: `{_signature(row.of)}`\n")
         parts.append(_as_markdown(inspect.cleandoc(row.of.__doc__ or "")))
         for name, function in own_functions(row.of):
             text = _as_markdown(inspect.cleandoc(function.__doc__ or ""))
             parts.append(f"\n**{name}{_arguments(function)}**\n\n{text}".rstrip())
     return "\n".join(parts)
+
+
+def _kind(of: type[Any]) -> str:
+    return "policy" if issubclass(of, policies.Policy) else "selector"
+
+
+def _heading(of: type[Any]) -> str:
+    """The class's name; with its kind where both protocols have one of that name."""
+    both = {found.__name__ for found in policies.registered().values()} & {
+        found.__name__ for found in selectors.registered().values()
+    }
+    return f"{of.__name__} {_kind(of)}" if of.__name__ in both else of.__name__
 
 
 def _row(name: str, of: type[Any]) -> Row:

@@ -77,7 +77,9 @@ PRESETS: dict[str, Preset] = {
         (Block((*COMPARED, *OTHERS), (*SOME, RARE), 3), Block(ABLATIONS, SOME, 3)),
     ),
     "paper-small": Preset(
-        Protocol("paper-small", "fashion-mnist", "small-cnn", 20_000, 5_000, 20, 128, lr=0.07, shift=1, ies_threshold=0.02),
+        Protocol(
+            "paper-small", "fashion-mnist", "small-cnn", 20_000, 5_000, 20, 128, lr=0.07, shift=1, ies_threshold=0.02
+        ),
         (
             Block(COMPARED, (*PAPER, RARE), 6),
             Block(OTHERS, (*PAPER, RARE), 3),

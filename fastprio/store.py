@@ -16,7 +16,7 @@ from fastprio._arrays import as_float32, as_indices, integer, to_numpy
 from fastprio._kernels import any_bad, note
 from fastprio._locks import fork_safe_lock
 from fastprio._random import Rng
-from fastprio.policies.base import Clock, Observation, Policy, make
+from fastprio.policies.base import Clock, Observation, Policy, is_infallible, make
 from fastprio.tree import SumTree
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ScoreStore:
             raise ValueError(f"on_nonfinite = {on_nonfinite!r}: expected 'raise' or 'skip'")
         epochs = None if epochs is None else integer("epochs", epochs, 1)
         self.policy = make(policy)
-        self._infallible = _infallible(type(self.policy))
+        self._infallible = is_infallible(self.policy)
         if self.policy.needs_epochs and epochs is None:
             raise ValueError(f"policy {self.policy.name!r} changes over training: pass epochs=")
         self.epochs, self.on_nonfinite = epochs, on_nonfinite
@@ -475,12 +475,6 @@ def _shift(size: int) -> int:
 
 def _ages(size: int) -> Int64:
     return np.full(((size - 1) >> _shift(size)) + 1, -1, np.int64)
-
-
-def _infallible(policy: type[Policy]) -> bool:
-    """What the class says whose ``observe`` it is: a subclass with one of its own has promised nothing."""
-    owner = next(base for base in policy.__mro__ if "observe" in vars(base))
-    return bool(vars(owner).get("infallible", False))
 
 
 def _small(value: Any) -> bool:

@@ -192,6 +192,16 @@ class Policy:
         return arguments_of(self)
 
 
+def is_infallible(policy: Policy) -> bool:
+    """What the class says whose ``observe`` it is: a subclass with one of its own has promised nothing.
+
+    The one that stands in ``Policy`` does nothing, and so cannot fail.
+    """
+    owner = next(base for base in type(policy).__mro__ if "observe" in vars(base))
+    promise = vars(owner).get("infallible", False)
+    return owner is Policy or bool(policy.infallible if isinstance(promise, property) else promise)
+
+
 _registry: Registry[Policy] = Registry("policy", Policy)
 register = _registry.register
 """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""

@@ -73,6 +73,7 @@ class NoiseGuard(Wrapper):
     example = {"inner": "loss", "chance": 2.3}  # noqa: RUF012 (never changed)
     acts = "epoch"
     forwards = "all, once; the left-out, each epoch"
+    infallible = Wrapper.infallible  # what is added to the inner policy's ``observe`` cannot fail
 
     def __init__(
         self,

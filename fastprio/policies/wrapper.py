@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, make
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, is_infallible, make
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -57,6 +57,11 @@ class Wrapper(Policy):
     def scheme(self) -> str | None:  # type: ignore[override]
         """The inner policy's, as is all that follows."""
         return self._inner.scheme
+
+    @property
+    def infallible(self) -> bool:  # type: ignore[override]
+        """Whether it promises never to fail."""
+        return is_infallible(self._inner)
 
     @property
     def needs_unbiased(self) -> bool:

@@ -45,6 +45,11 @@ def noisy(n, epoch):
     return alike(n, epoch) + 2 * (torch.arange(n) % 5 < 2)
 
 
+def late(n, epoch):
+    """Losses that are alike at first, and from epoch 2 on far above chance for two of five."""
+    return alike(n, epoch) + (4 if epoch >= 2 else 0) * (torch.arange(n) % 5 < 2)
+
+
 VERDICTS = {"clean": uneven, "unsafe": alike, "mislabeled": noisy}
 
 
@@ -93,8 +98,9 @@ class Training:
 class PlainGuard:
     """What the docstring says, in exact fractions and lists."""
 
-    def __init__(self, size, tau, share, momentum, most, back):
+    def __init__(self, size, tau, clearly, share, momentum, most, back):
         self.tau, self.share, self.momentum = Fraction(str(tau)), Fraction(str(share)), momentum
+        self.clearly = clearly
         self.most, self.back = Fraction(str(most)), Fraction(str(back))
         self.smoothed, self.verdict, self.probed = [None] * size, "undecided", 0.0
 
@@ -106,23 +112,22 @@ class PlainGuard:
             before = loss if self.smoothed[i] is None else self.smoothed[i]
             self.smoothed[i] = float(f32(momentum * before + (1 - momentum) * loss))
 
-    @property
-    def suspects(self):
-        return [i for i, s in enumerate(self.smoothed) if s is not None and s > float(f32(CHANCE))]
+    def suspects(self, clearly=1.0):
+        return [i for i, s in enumerate(self.smoothed) if s is not None and s > float(f32(clearly * CHANCE))]
 
     def decide(self):
         losses = [Fraction(s) for s in self.smoothed if s is not None]
-        if self.verdict != "undecided" or not sum(losses):
-            return
         n = len(losses)
-        squared = n * sum(s * s for s in losses) / sum(losses) ** 2
-        self.probed = math.sqrt(squared)
-        noisy = len(self.suspects) > self.share * n
-        self.verdict = "clean" if squared >= self.tau**2 else "mislabeled" if noisy else "unsafe"
+        if self.verdict == "undecided" and sum(losses):
+            squared = n * sum(s * s for s in losses) / sum(losses) ** 2
+            self.probed = math.sqrt(squared)
+            self.verdict = "clean" if squared >= self.tau**2 else "unsafe"
+        if self.verdict == "unsafe" and len(self.suspects(self.clearly)) > self.share * n:
+            self.verdict = "mislabeled"
 
     def check_aside(self, aside):
         """All of them; or as many as may be, and none with a smaller loss than one that is left."""
-        suspects = self.suspects if self.verdict == "mislabeled" else []
+        suspects = self.suspects() if self.verdict == "mislabeled" else []
         count = min(len(suspects), math.floor(self.most * len(self.smoothed)))
         assert set(aside) <= set(suspects)
         assert len(aside) == count
@@ -131,11 +136,16 @@ class PlainGuard:
         return count
 
 
+# kind -> (losses, the verdicts that a store of 30 goes through after the first); ``since``: epochs since the probe.
 HISTORIES = {
-    "clean": lambda rng, n: rng.exponential(size=n) ** 8,
-    "unsafe": lambda rng, n: rng.uniform(0.8, 1.9, n),
-    "mislabeled": lambda rng, n: rng.choice([0.5, 1.0, 3.0, 4.0], n),  # many are equal
-    "zero": lambda rng, n: np.zeros(n),
+    "clean": (lambda rng, n, since: rng.exponential(size=n) ** 8, ["clean"]),
+    "unsafe": (lambda rng, n, since: rng.uniform(0.8, 1.9, n), ["unsafe"]),
+    "mislabeled": (lambda rng, n, since: rng.choice([0.5, 1.0, 3.0, 4.0], n), ["mislabeled"]),  # many are equal
+    "late, for a while": (
+        lambda rng, n, since: rng.uniform(0.8, 1.9, n) + 3 * (3 <= since < 18),
+        ["unsafe", "mislabeled"],
+    ),
+    "zero": (lambda rng, n, since: np.zeros(n), []),
 }
 
 
@@ -144,24 +154,28 @@ HISTORIES = {
 @pytest.mark.parametrize(
     "options",
     [
-        {"probe": 1, "tau": 1.75, "share": 0.15, "momentum": 0.5, "most": 0.7, "back": 0.05},
-        {"probe": 3, "tau": 1.5, "share": 0.3, "momentum": 0.9, "most": 0.3, "back": 0.5},
-        {"probe": 2, "tau": 2.0, "share": 0, "momentum": 0, "most": 0, "back": 0},
-        {"probe": 2, "tau": 1.25, "share": 0.1, "momentum": 0.25, "most": 0.99, "back": 1},
+        {"probe": 1, "tau": 1.75, "clearly": 1.2, "share": 0.15, "momentum": 0.5, "most": 0.7, "back": 0.05},
+        {"probe": 3, "tau": 1.5, "clearly": 1.1, "share": 0.3, "momentum": 0.9, "most": 0.3, "back": 0.5},
+        {"probe": 2, "tau": 2.0, "clearly": 1, "share": 0, "momentum": 0, "most": 0, "back": 0},
+        {"probe": 2, "tau": 1.25, "clearly": 1.5, "share": 0.1, "momentum": 0.25, "most": 0.99, "back": 1},
     ],
 )
 def test_losses_verdict_suspects_and_codes_are_their_definition_over_random_histories(kind, size, options):
     probe = options["probe"]
     store = ScoreStore(size, NoiseGuard("loss", CHANCE, **options))
-    plain = PlainGuard(size, *(options[name] for name in ("tau", "share", "momentum", "most", "back")))
-    rng, aside_once = generator(size + probe), 0
+    plain = PlainGuard(size, **{name: value for name, value in options.items() if name != "probe"})
+    rng, aside_once, verdicts = generator(size + probe), 0, ["undecided"]
+    losses_of, expected = HISTORIES[kind]
     for epoch in range(volume(30)):
         plan = plan_of(store, epoch, seed=epoch)
         if epoch >= probe:
             plain.decide()
+        if plain.verdict != verdicts[-1]:
+            verdicts.append(plain.verdict)
         assert store.policy.verdict == plain.verdict
         assert store.policy.state["probed_tau"] == pytest.approx(plain.probed, rel=1e-12)
-        assert np.flatnonzero(store.policy.suspects(store)).tolist() == plain.suspects
+        assert np.flatnonzero(store.policy.suspects(store)).tolist() == plain.suspects()
+        assert np.flatnonzero(store.policy.suspects(store, 1.25)).tolist() == plain.suspects(1.25)
         aside = np.flatnonzero(store.policy.aside(store)).tolist()
         count = plain.check_aside(aside)
         if epoch < probe:
@@ -182,15 +196,15 @@ def test_losses_verdict_suspects_and_codes_are_their_definition_over_random_hist
             at = rng.integers(0, size, rng.integers(0, 2 * size + 1)).tolist()
             if epoch == probe - 1:
                 at += range(0, size, 2)  # enough for a verdict that can be foretold
-            losses = HISTORIES[kind](rng, len(at)).astype(f32)
+            losses = losses_of(rng, len(at), epoch - probe).astype(f32)
             origin = "score" if epoch == probe - 1 else str(rng.choice(["train", "score", "reference"]))
             store.update(at, losses, origin=origin)
             plain.update(at, losses.tolist(), origin)
             known = [i for i, s in enumerate(plain.smoothed) if s is not None]
             assert store.column("smoothed")[known].tolist() == [plain.smoothed[i] for i in known]
     if size == 30:
-        assert plain.verdict == {"zero": "undecided"}.get(kind, kind)
-        assert (aside_once > 0) == (kind == "mislabeled" and options["most"] > 0)
+        assert verdicts == ["undecided", *expected]
+        assert (aside_once > 0) == (expected[-1:] == ["mislabeled"] and options["most"] > 0)
 
 
 @pytest.mark.parametrize(("loss", "suspect"), [(CHANCE, False), (np.nextafter(f32(CHANCE), f32(9)), True)])
@@ -243,13 +257,14 @@ def check_epoch(aside, trained, n, most, back):
 
 
 @pytest.mark.parametrize(("most", "back"), [(0.7, 0.05), (0.99, 0.0), (0.3, 0.5)])
-def test_a_training_on_random_labels_goes_on(most, back):
+@pytest.mark.parametrize(("lr", "share", "first"), [(1.0, 0.15, 1), (0.7, 0.235, 2)])
+def test_a_training_on_random_labels_goes_on(lr, share, first, most, back):
     n, rng = 150, generator(1)
     x, y = torch.from_numpy(rng.normal(size=(n, 8))).float(), torch.from_numpy(rng.integers(0, 5, n))
     torch.manual_seed(0)
     model = nn.Linear(8, 5)
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    policy = NoiseGuard("loss", math.log(5), most=most, back=back)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    policy = NoiseGuard("loss", math.log(5), share=share, most=most, back=back)
     loader = PriorityLoader(TensorDataset(torch.arange(n), x, y), 16, policy=policy)
 
     def losses_of(model, batch):
@@ -267,9 +282,11 @@ def test_a_training_on_random_labels_goes_on(most, back):
         aside, trained = sets_of_an_epoch(loader, step)
         loader.score(model, losses_of)
         check_epoch(aside, trained, n, most, back)
-        assert (len(aside) > 0) == (epoch > 0)
-        ever |= set(trained) if epoch else set()
-    assert loader.store.policy.verdict == "mislabeled"
+        assert loader.store.policy.verdict == (
+            "undecided" if epoch == 0 else "unsafe" if epoch < first else "mislabeled"
+        )
+        assert (len(aside) > 0) == (epoch >= first)
+        ever |= set(trained) if epoch >= first else set()
     assert len(ever) > n * (1 - most)
 
 
@@ -308,14 +325,73 @@ def test_examples_never_scored_are_trained_on():
     assert np.flatnonzero(store.policy.aside(store))[-2:].tolist() == [45, 50]
 
 
-def test_the_decision_is_taken_once():
-    for verdict in VERDICTS:
-        store = decided(verdict)
-        tau = store.policy.state["probed_tau"]
-        for epoch, other in enumerate(VERDICTS.values(), 2):
-            store.update(range(40), other(40, 0).numpy())
+@pytest.mark.parametrize(("n", "equal", "verdict"), [(49, 18, "unsafe"), (30, 11, "clean")])
+def test_tau_decides_at_1_65_unless_told(n, equal, verdict):
+    store = ScoreStore(n, NoiseGuard("loss", CHANCE))
+    store.update(range(n), [1.0] * equal + [0.0] * (n - equal))  # tau = sqrt(n / equal): 1.6499 and 1.6514
+    plan_of(store, 1)
+    assert store.policy.verdict == verdict
+
+
+@pytest.mark.parametrize("seen", [40, 80])
+@pytest.mark.parametrize("late", [False, True])
+def test_clearly_decides_of_more_than_the_share_of_the_seen_and_chance_what_is_set_aside(late, seen):
+    store = ScoreStore(80, NoiseGuard("loss", CHANCE, momentum=0.0))
+    above, few = np.nextafter(f32(1.2 * CHANCE), f32(9)), seen * 15 // 100  # 0.15, a whole number
+    store.update(range(seen), [1.9] * seen)
+    plan_of(store, 1)
+    if not late:
+        store = ScoreStore(80, NoiseGuard("loss", CHANCE, momentum=0.0))
+    # Many are worse than a guess and not clearly so; clearly worse are just the share, which is not more.
+    store.update(range(seen), [above] * few + [f32(1.2 * CHANCE)] * 7 + [2.1] * 3 + [1.9] * (seen - few - 10))
+    plan = plan_of(store, 2)
+    assert store.policy.verdict == "unsafe"
+    assert (plan.codes == TRAIN).all()
+    assert store.policy.suspects(store).sum() == few + 10
+    assert np.flatnonzero(store.policy.suspects(store, 1.2)).tolist() == list(range(few))
+    store.update([few], [above])
+    plan_of(store, 3)
+    assert store.policy.verdict == "mislabeled"
+    assert np.flatnonzero(store.policy.aside(store)).tolist() == list(range(few + 10))
+
+
+def test_unsafe_becomes_mislabeled_in_whichever_later_epoch_and_never_goes_back():
+    for turn in (2, 3, 6):
+        store = decided("unsafe")
+        for epoch in range(2, turn):
             plan_of(store, epoch)
-            assert (store.policy.verdict, store.policy.state["probed_tau"]) == (verdict, tau)
+            assert store.policy.verdict == "unsafe"
+        store.update(range(40), late(40, 2).numpy())
+        assert store.policy.verdict == "unsafe"  # until an epoch begins
+        plan_of(store, turn)
+        assert store.policy.verdict == "mislabeled"
+        assert np.flatnonzero(store.policy.aside(store)).tolist() == [i for i in range(40) if i % 5 < 2]
+        tau = store.policy.state["probed_tau"]
+        for epoch, losses in enumerate([alike, alike, alike, uneven, noisy], turn + 1):
+            store.update(range(40), losses(40, 0).numpy())
+            plan_of(store, epoch)
+            assert (store.policy.verdict, store.policy.state["probed_tau"]) == ("mislabeled", tau)
+        assert store.policy.aside(store).any()
+
+
+def test_clean_stays_clean_whatever_comes():
+    store = decided("clean")
+    tau = store.policy.state["probed_tau"]
+    for epoch, losses in enumerate([noisy, alike, lambda n, epoch: torch.full((n,), 99.0)], 2):
+        store.update(range(40), losses(40, 0).numpy())
+        assert plan_of(store, epoch) is None
+        assert (store.policy.verdict, store.policy.state["probed_tau"]) == ("clean", tau)
+    assert store.policy.suspects(store, 1.2).all()
+    assert not store.policy.aside(store).any()
+
+
+def test_losses_that_stay_alike_stay_unsafe_however_uneven_they_become_below_chance():
+    store = decided("unsafe")
+    for epoch, losses in enumerate([uneven, alike, uneven], 2):
+        store.update(range(40), losses(40, 0).numpy().clip(max=CHANCE))
+        plan = plan_of(store, epoch)
+        assert store.policy.verdict == "unsafe"
+        assert (plan.codes == TRAIN).all()
 
 
 # Where all is clean, the inner policy is as if alone.
@@ -518,9 +594,10 @@ def test_a_file_makes_a_guard_again_around_a_policy_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("name", WRAPPABLE)
 def test_config_makes_it_again(name):
-    guard = NoiseGuard(example(name), 2.5, probe=2, tau=2, share=0.25, momentum=0.75, most=0.5, back=0.125)
+    guard = NoiseGuard(example(name), 2.5, probe=2, tau=2, clearly=1.5, share=0.25, momentum=0.75, most=0.5, back=0.125)
     config = guard.config()
     assert config["inner"] == name
+    assert config["clearly"] == guard.clearly == 1.5
     again = NoiseGuard(**config)
     assert again.config() == config
     assert again.wrapped.config() == guard.wrapped.config() == example(name).config()
@@ -562,6 +639,7 @@ def test_a_policy_that_has_learnt_is_refused():
         *(({"chance": bad}, r"^chance = .*: expected a finite number > 0") for bad in (0, -1, math.inf, None, "2")),
         *(({"probe": bad}, r"^probe = ") for bad in (0, -1)),
         *(({"tau": bad}, r"^tau = .*: expected a finite number >= 1") for bad in (0.99, math.nan, "2")),
+        *(({"clearly": bad}, r"^clearly = .*: expected a finite number > 0") for bad in (0, -1, math.nan, None, "2")),
         *(({"share": bad}, r"^share = .*0 <= share <= 1") for bad in (-0.1, 1.1, None)),
         *(({"momentum": bad}, r"^momentum = .*0 <= momentum < 1") for bad in (-0.1, 1, None)),
         *(({"most": bad}, r"^most = .*0 <= most < 1") for bad in (-0.1, 1.0, None)),
@@ -579,28 +657,33 @@ def test_an_argument_that_is_none_is_refused_by_its_name_and_value(arguments, me
     assert "\n" not in str(error.value)
 
 
-def verdict_on_a_rank(rank, ranks, verdict):
+HISTORIES_TO = {**{verdict: (losses, verdict) for verdict, losses in VERDICTS.items()}, "late": (late, "mislabeled")}
+
+
+def verdict_on_a_rank(rank, ranks, history):
+    losses, _ = HISTORIES_TO[history]
     loader = PriorityLoader(range(48), 8 // ranks, policy=NoiseGuard("loss", CHANCE), seed=1)
     epochs = []
     for epoch in range(4):
         mine = []
         for batch in loader:
             mine += batch.tolist()
-            loader.step(VERDICTS[verdict](48, epoch)[batch])
-        loader.score(nn.Identity(), lambda model, batch, epoch=epoch: VERDICTS[verdict](48, epoch)[batch])
+            loader.step(losses(48, epoch)[batch])
+        loader.score(nn.Identity(), lambda model, batch, epoch=epoch: losses(48, epoch)[batch])
         epochs.append(sorted(mine))
     store = loader.store
     return store.policy.verdict, store.policy.aside(store).tolist(), store.column("smoothed").tolist(), epochs
 
 
-@pytest.mark.parametrize("verdict", VERDICTS)
-def test_two_ranks_come_to_one_verdict_and_set_the_same_aside(verdict):
-    one, other = on_ranks(2, verdict_on_a_rank, 2, verdict)
+@pytest.mark.parametrize("history", HISTORIES_TO)
+def test_two_ranks_come_to_one_verdict_and_set_the_same_aside(history):
+    _, verdict = HISTORIES_TO[history]
+    one, other = on_ranks(2, verdict_on_a_rank, 2, history)
     assert one[0] == verdict
     assert one[:3] == other[:3]
     assert any(one[1]) == (verdict == "mislabeled")
     if verdict != "clean":
-        _, _, _, alone = verdict_on_a_rank(0, 1, verdict)
+        _, _, _, alone = verdict_on_a_rank(0, 1, history)
         for of_one, of_other, of_alone in zip(one[3], other[3], alone, strict=True):
             assert set(of_one) | set(of_other) >= set(of_alone)
             assert not set(of_one) & set(of_other) or len(of_alone) % 8  # padded, where it does not divide

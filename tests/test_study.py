@@ -15,7 +15,7 @@ from fastprio.study import training, watch
 from fastprio.study.corruptions import corrupt
 from fastprio.study.data import Data, Split, load
 from fastprio.study.files import StudyError
-from fastprio.study.methods import BACKPROPS, METHODS, find
+from fastprio.study.methods import BACKPROPS, METHODS, Setting, find
 from fastprio.study.protocol import Cell, Protocol
 from fastprio.study.training import PARTS, Examples, Run, _detection, part_of
 from fastprio.study.watch import Watch
@@ -62,10 +62,10 @@ def test_each_step_has_the_learning_rate_of_its_progress_times_the_cells_scale()
     run, rates, progress = Run(protocol, dataclasses.replace(cell(), lr_scale=3.0)), [], []
     for _ in run.steps():
         rates.append(run.optimizer.param_groups[0]["lr"])
-        progress.append((run.backprops - (8 if run.backprops % 120 == 0 else 16)) / 360)  # before the step
+        progress.append((run.backprops - 16) / 360)  # before the step
     expected = [0.15 * min(1, at / 0.25) * (0.5 if at >= 0.5 else 1) for at in progress]
     assert rates == pytest.approx(expected, rel=1e-12)
-    assert len(rates) == 24
+    assert len(rates) == 23  # of three epochs of seven steps and a half
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,12 @@ def test_all_methods_of_a_seed_have_the_same_data_first_weights_and_order():
             assert torch.equal(run.examples.split.images, first.examples.split.images)
             assert torch.equal(run.examples.split.labels, first.examples.split.labels)
         orders[name] = first_epoch(run)
-    whole = [name for name in METHODS if name not in ("random subset", "oracle SB")]
-    assert {tuple(orders[name]) for name in whole} == {tuple(orders["uniform"])}
-    assert sorted(orders["uniform"]) == list(range(120))
+        n = {"random subset": 60, "oracle SB": len(run.examples)}.get(name, 120)
+        batch = 32 if METHODS[name].pooled else 16  # half of a pool is a batch
+        assert len(orders[name]) == n // batch * batch
+        assert len(set(orders[name])) == len(orders[name])
+        if name not in ("random subset", "oracle SB"):
+            assert orders[name] == orders["uniform"][: len(orders[name])]
     other = Run(TINY, cell(seed=6))
     assert not torch.equal(next(other.model.parameters()), next(first.model.parameters()))
     assert first_epoch(other) != orders["uniform"]
@@ -282,12 +285,15 @@ class Counted:
 
     def __init__(self, protocol, one):
         self.run, self.rows, self.trained, self.curve, self.progress = Run(protocol, one), {}, [], [], []
+        self.sizes, self.epochs = [], []
         self.run.model.register_forward_pre_hook(self.forward)
         step = self.run._step
 
         def stepped(at, images, labels):
             self.trained += at.tolist()
-            self.before = len(self.trained)
+            self.sizes.append(len(at))
+            self.epochs.append(self.run.epoch)
+            self.offered = self.run.examples.offered
             step(at, images, labels)
 
         self.run._step = stepped
@@ -301,8 +307,13 @@ class Counted:
 
 
 @pytest.mark.parametrize("evaluate", ["test", "validation"])
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_trains_to_its_end_and_its_counts_are_right(method, evaluate):
+@pytest.mark.parametrize(
+    ("method", "doubtful"),
+    [*((name, False) for name in METHODS), *((name, True) for name in METHODS if name.startswith("guarded"))],
+)
+def test_each_method_trains_to_its_end_and_its_counts_are_right(method, doubtful, evaluate, monkeypatch):
+    if doubtful:  # a guess is thought so good that the model is clearly worse
+        monkeypatch.setattr(Setting, "chance", 1.0)
     protocol, one = like(evaluate=evaluate), cell(method)
     counted = Counted(protocol, one)
     run, result = counted.run, counted.run.result()
@@ -316,10 +327,13 @@ def test_each_method_trains_to_its_end_and_its_counts_are_right(method, evaluate
         assert budget <= result["backprops"] < budget + 16
     else:
         assert result["epochs"] == 3
+    assert set(counted.sizes) == {16}
     if method == "random subset":
-        assert result["backprops"] == 3 * 60
+        assert result["backprops"] == 3 * 48  # of 60
     if method == "IES":
-        assert result["backprops"] == 3 * 120  # none of so few stops so early
+        assert result["backprops"] == 3 * 112  # of 120: none of so few stops so early
+    if method == "VR":
+        assert result["backprops"] == 3 * 96  # three pools of 32, each as even as to be trained on whole
     # What was forwarded: result() forwarded what is held out once more, for the classes.
     assert counted.rows.pop((True, True)) == result["backprops"]
     assert counted.rows.pop((False, False)) == result["scored"] + (protocol.evaluations + 1) * held_out
@@ -340,7 +354,13 @@ def test_each_method_trains_to_its_end_and_its_counts_are_right(method, evaluate
     due = [min(math.floor(at * protocol.evaluations + 1e-9), protocol.evaluations - 1) for at in counted.progress]
     assert counted.curve == due
     assert counted.progress == sorted(counted.progress)
-    assert counted.progress[-1] == 1.0
+    assert run.progress == 1.0
+    if METHODS[method].ends == BACKPROPS:
+        assert counted.progress[-1] == 1.0
+    else:  # what does not fill a batch is not offered
+        offered, planned = counted.offered, run.loader.planned
+        assert counted.progress[-1] == pytest.approx((2 + offered / planned) / 3)
+        assert offered == planned - planned % (32 if METHODS[method].pooled else 16)
     # The errors.
     model = run.model.eval()
     with torch.no_grad():
@@ -351,7 +371,8 @@ def test_each_method_trains_to_its_end_and_its_counts_are_right(method, evaluate
     # The guard.
     assert (result["guard"] is not None) == method.startswith("guarded")
     if result["guard"]:
-        assert result["guard"] == {"verdict": "mislabeled", "tau": pytest.approx(1, abs=0.2)}
+        verdict = "mislabeled" if doubtful else "unsafe"
+        assert result["guard"] == {"verdict": verdict, "tau": pytest.approx(1, abs=0.2)}
 
 
 def test_all_methods_but_the_guarded_ones_differ_from_uniform_and_repeat_themselves():
@@ -363,19 +384,42 @@ def test_all_methods_but_the_guarded_ones_differ_from_uniform_and_repeat_themsel
     assert all(curves[name] != curves["uniform"] for name in ("random subset", "SB", "InfoBatch", "oracle SB"))
 
 
+@pytest.mark.parametrize(
+    ("method", "budget", "n", "batch", "steps"),
+    [
+        ("uniform", 1.0, 20, 16, 1),
+        ("uniform", 1.0, 119, 8, 14),
+        ("uniform", 1.0, 64, 16, 4),  # nothing is left over
+        ("random subset", 0.5, 100, 16, 3),  # of 50
+        ("IES", 1.0, 119, 8, 14),
+        ("SB", 0.5, 120, 16, 6),  # three pools of 32, trained on whole in the first epoch
+        ("SB", 0.4, 100, 30, 2),  # one pool of 75: two batches, and 15 that fill none
+        ("VR", 0.3, 119, 8, 13),  # four pools of 27: thirteen batches, and 4 that fill none
+    ],
+)
+def test_what_does_not_fill_a_batch_at_an_epochs_end_is_dropped(method, budget, n, batch, steps):
+    counted = Counted(like(examples=n, batch_size=batch), dataclasses.replace(cell(method), budget=budget))
+    assert set(counted.sizes) == {batch}
+    assert counted.epochs.count(0) == steps
+    assert counted.epochs.count(1) > 0
+    assert max(counted.epochs.count(epoch) for epoch in counted.epochs) == steps  # none has what another one left over
+    first = counted.trained[: steps * batch]
+    assert len(set(first)) == len(first)
+
+
 def test_there_are_as_many_evaluations_as_stated_also_of_few_steps_and_where_all_examples_have_stopped():
     stopped = Counted(like(epochs=12, ies_threshold=100.0, evaluations=24), cell("IES"))
     assert stopped.run.result()["epochs"] == 12
-    assert 0 < len(stopped.trained) < 11 * 120  # the last epochs have no batch
+    assert 0 < len(stopped.trained) < 11 * 112  # the last epochs have no batch
     assert len(stopped.run.curve) == 24
     few = Counted(like(examples=20, epochs=1, evaluations=7), cell())
-    assert [at["backprops"] for at in few.run.curve] == [16, 16, 16, 16, 16, 20, 20]
+    assert [at["backprops"] for at in few.run.curve] == [16, 16, 16, 16, 16, 32, 32]  # a batch of each epoch
 
 
 def test_the_last_evaluation_is_after_the_last_step():
     # A pool that is trained on whole gives several batches when all of it has been offered.
     run = finished(like(evaluations=3), cell("VR", budget=0.25))
-    assert run.curve[-1]["backprops"] == run.backprops == 360
+    assert run.curve[-1]["backprops"] == run.backprops == 3 * 64  # a whole pool of each epoch's 120
     assert run.scored == 0
 
 
@@ -534,7 +578,8 @@ def test_detection_is_its_definition():
 
 
 @pytest.mark.parametrize("method", ["uniform", "guarded uniform", "guarded SB"])
-def test_what_detection_goes_by_are_the_last_losses_or_the_guards(method):
+def test_what_detection_goes_by_are_the_last_losses_or_the_guards(method, monkeypatch):
+    monkeypatch.setattr(Setting, "chance", 1.0)  # so that the guard sets aside
     run = finished(like(epochs=6, lr=0.1, probe=2), dataclasses.replace(cell(method), budget=1.0))
     store, result = run.loader.store, run.result()
     guard = method != "uniform"

@@ -21,6 +21,7 @@ from fastprio.study.files import StudyError
 from fastprio.study.methods import METHODS
 from fastprio.study.presets import PRESETS
 from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.report.results import Results
 from fastprio.study.timing import in_turns
 
 SETTINGS = {"model": "small-cnn-2", "examples": 60, "validation": 10, "epochs": 2, "batch_size": 16, "evaluations": 3}
@@ -279,6 +280,36 @@ def test_runs_in_turns_have_the_results_of_runs_alone(uninterrupted):
     lines = in_turns(TINY, CELLS[:8], shares.append)
     assert [said_of(line) for line in lines] == [said_of(uninterrupted[cell]) for cell in CELLS[:8]]
     assert shares == sorted(shares)
+    assert len(shares) > len(CELLS[:8])
+    assert 0 < shares[0] < 0.05
+    assert shares[-1] == 1.0
+
+
+def test_the_share_that_is_done_is_said_once_in_half_a_minute(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    told, lines = command.Share("labels 50, seed 0"), []
+    for second in range(1, 101):
+        now[0] = 100.0 + second
+        told(second / 250)
+        lines += [(second, line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [(30 * k, f"labels 50, seed 0: {12 * k} %") for k in (1, 2, 3)]
+
+
+# What a column is called.
+
+
+def test_a_column_is_called_by_its_kind_and_its_share_and_of_rare_classes_by_what_is_kept():
+    names = {
+        ("clean", 0.0): "clean",
+        ("labels", 0.5): "labels 50",
+        ("gauss", 0.125): "gauss 12.5",
+        ("rare", 0.98): "rare 2",
+        ("rare", 0.5): "rare 50",
+        ("rare", 1.0): "rare 0",
+        ("file:a.npy", 1.0): "file:a.npy",
+    }
+    assert {of: Cell(*of, "uniform", 1.0, 0).column for of in names} == names
 
 
 # The presets.
@@ -323,11 +354,19 @@ def said(capsys, *words):
         (["--set", "evaluate=training"], "evaluate = 'training': expected test or validation"),
         (["--methods", "magic"], "method = 'magic': expected one of uniform, "),
         (["--methods", ""], "method = '': expected one of uniform, "),
-        (["--columns", "salt"], "--columns salt: expected KIND or KIND:LEVEL with KIND one of clean, "),
-        (["--columns", "labels:2"], "--columns labels:2: expected KIND"),
-        (["--columns", "labels:nan"], "--columns labels:nan: expected KIND"),
-        (["--columns", "labels:half"], "--columns labels:half: expected KIND"),
-        (["--columns", ""], "--columns : expected KIND"),
+        (
+            ["--columns", "salt"],
+            "--columns salt: expected clean, file:PATH, or KIND:LEVEL with KIND one of labels, symmetric, pair, "
+            "shuffle, gauss, rare and 0 <= LEVEL <= 1\n",
+        ),
+        *(
+            (["--columns", f"clean,{text}"], f"--columns {text}: expected clean, file:PATH, or KIND:LEVEL")
+            for text in (
+                *("labels", "symmetric", "pair", "shuffle", "gauss", "rare", "rare:", "rare:-0.1", "labels:2"),
+                *("labels:nan", "labels:half", "salt:0.5", "clean:0", "clean:0.5", ":0.5", "0.5", ":", "file:a:2"),
+            )
+        ),
+        (["--columns", ""], "--columns : expected clean, "),
         (["--seeds", "one"], "--seeds one: expected a number, or two as in 100-102"),
         (["--seeds", "5-3"], "--seeds 5-3: expected a number"),
         (["--seeds", "-1"], "--seeds -1: expected a number"),
@@ -437,3 +476,43 @@ def test_times_are_of_whole_columns_and_not_made_twice(tmp_path, capsys, uninter
     assert [said_of(run) for run in times] == [said_of(uninterrupted[cell]) for cell in CELLS if cell.seed < 2]
     assert said(capsys, *words) == (0, "", "")
     assert grid.read(tmp_path, grid.TIMES) == times
+
+
+def test_the_command_says_how_much_of_a_group_is_done(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "SILENCE", 0.0)
+    status, out, err = said(capsys, "time", *RUN[2:], "--seeds", "0", "--out", tmp_path)
+    first, *shares = out.splitlines()
+    assert (status, err, first) == (0, "", "labels 50, seed 0: 4 runs in turns")
+    assert len(shares) > 4
+    assert shares[-1] == "labels 50, seed 0: 100 %"
+    numbers = [int(line.removeprefix("labels 50, seed 0: ").removesuffix(" %")) for line in shares]
+    assert numbers == sorted(numbers)
+
+
+def test_a_group_of_times_is_written_at_once_and_where_it_was_cut_the_report_has_what_was_made_together(
+    tmp_path, capsys, monkeypatch, uninterrupted
+):
+    turn, file = [0], tmp_path / grid.TIMES
+
+    def in_turns(protocol, cells, told):
+        assert not file.read_bytes() or file.read_bytes().endswith(b"\n")
+        turn[0] += 1
+        return [{**uninterrupted[cell], "result": {**uninterrupted[cell]["result"], "turn": turn[0]}} for cell in cells]
+
+    monkeypatch.setattr(command, "in_turns", in_turns)
+    words = ["time", *RUN[2:], "--seeds", "0", "--out", tmp_path]
+    syncs, fsync = [], os.fsync
+    monkeypatch.setattr(grid.os, "fsync", lambda at: syncs.append(file.read_bytes().count(b"\n")) or fsync(at))
+    assert said(capsys, *words)[0] == 0
+    assert syncs == [4]  # all of them, or none
+    whole = file.read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in {0, 1, *ends, *(end - 1 for end in ends), *generator(2).integers(0, len(whole), 10).tolist()}:
+        file.write_bytes(whole[:cut])
+        turn[0] = 1
+        assert said(capsys, *words)[0] == 0
+        kept = Results(grid.read(tmp_path, grid.TIMES))
+        assert [grid.cell_of(line) for line in kept.lines] == sorted(
+            CELLS[:4], key=lambda cell: (list(METHODS).index(cell.method), -cell.budget)
+        )
+        assert {line["result"]["turn"] for line in kept.lines} == {1 if cut == len(whole) else 2}

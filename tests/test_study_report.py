@@ -10,7 +10,7 @@ import pytest
 from report_helpers import UNIFORM, guarded, made, study, uniforms
 from scipy import stats
 
-from fastprio.study.report import claims, errors, measures, selection, speed
+from fastprio.study.report import claims, errors, measures, sections, selection, speed
 from fastprio.study.report.measures import Bound
 from fastprio.study.report.results import Results, balanced
 
@@ -282,6 +282,29 @@ def test_what_is_set_aside_counts_the_altered_too():
     lines = [guarded("shuffle", 0.5, 0, 5.0, recall=0.04, aside_unaltered=0.01, auroc=0.5)]
     (found,) = claims.judged(study(lines))
     assert (found["measured"], found["verdict"]) == (pytest.approx(0.025), "missed")
+
+
+@pytest.mark.parametrize(("level", "judged"), [(0.98, True), (0.5, False), (0.0, False), (1.0, False)])
+def test_of_rare_classes_the_balanced_error_is_shown_at_every_level_and_judged_where_2_percent_are_kept(level, judged):
+    lines = [
+        *uniforms("rare", level),
+        made("rare", level, "SB", THIRD, 0, [50.0, 12.0]),
+        guarded("rare", level, 0, 12.5, aside_unaltered=0.0),
+    ]
+    results = Results(lines)
+    column = f"rare {100 * (1 - level):.0f}"
+    assert results.columns == [column]
+    assert results.altered_share(column) == 0.0
+    assert [name for name, _ in sections._measures(results, column)] == [column, f"{column}, balanced"]
+    found = [(r["claim"], r["measured"]) for r in claims.judged(study(lines)) if "balanced" in r["claim"]]
+    assert found == ([("guarded SB 33 %: balanced error above that of SB 33 %", 0.5)] if judged else [])
+
+
+def test_of_two_lines_of_a_run_the_later_one_counts():
+    lines = [made("clean", 0.0, "uniform", 1.0, seed, [50.0, error]) for seed, error in ((0, 9.0), (1, 8.0), (0, 7.0))]
+    results = Results(lines)
+    assert [run["error"] for run in results.of("clean", "uniform")] == [7.0, 8.0]
+    assert [line["result"]["error"] for line in results.lines] == [7.0, 8.0]
 
 
 def test_choosing_is_judged_by_the_worst_timed_run():

@@ -45,7 +45,8 @@ def test_a_report_has_every_section_and_names_files_that_are_there(tmp_path):
     assert pictures == {"learning_curves.png", "final_errors.png", "altered_share.png", "seconds.png"}
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert f"| SB 50 % | {NONE} | {NONE} (20.00) | {NONE} | 2 |" in text
-    assert "### rare, balanced" in text
+    assert "### rare 2, balanced" in text
+    assert "### rare 2\n" in text
     assert "Missing" not in text
 
 
@@ -125,9 +126,17 @@ def test_tables_keep_every_digit_and_no_cell_breaks_a_row(tmp_path):
 
 
 def test_columns_come_in_the_papers_order_and_rows_in_that_of_the_methods():
-    kinds = (("rare", 0.98), ("file:a.txt", 1.0), ("gauss", 0.5), ("labels", 0.5), ("labels", 0.25), ("clean", 0.0))
+    kinds = (
+        ("rare", 0.98),
+        ("rare", 0.5),
+        ("file:a.txt", 1.0),
+        ("gauss", 0.5),
+        ("labels", 0.5),
+        ("labels", 0.25),
+        ("clean", 0.0),
+    )
     results = Results([line for kind, level in kinds for line in uniforms(kind, level, 1)[::-1]])
-    assert results.columns == ["clean", "labels 25", "labels 50", "gauss 50", "file:a.txt", "rare"]
+    assert results.columns == ["clean", "labels 25", "labels 50", "gauss 50", "file:a.txt", "rare 50", "rare 2"]
     assert results.rows == ["uniform", "random subset 50 %", "random subset 25 %"]
 
 

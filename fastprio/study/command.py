@@ -18,6 +18,8 @@ from fastprio.study.presets import PRESETS
 from fastprio.study.protocol import Cell, Protocol, key_of
 from fastprio.study.timing import in_turns
 
+SILENCE = 30.0
+"""Seconds between two lines of ``Share``."""
 SETTINGS = {field.name: field for field in dataclasses.fields(Protocol) if field.name != "name"}
 
 
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = action.add_argument
         add("--out", metavar="DIR", help="where finished runs are kept (default: fastprio-study/PRESET)")
         add("--methods", metavar="NAME,...", help="only these")
-        add("--columns", metavar="KIND[:LEVEL],...", help="only these corruptions, as in 'clean,labels:0.5'")
+        add("--columns", metavar="KIND:LEVEL,...", help="only these corruptions, as in 'clean,labels:0.5'")
         add("--seeds", metavar="A-B", help="these seeds of everything, in place of the preset's")
         add("--set", metavar="NAME=VALUE", action="append", default=[], help="another setting of the protocol")
         add("--list", action="store_true", help="print the runs, and what is done of them, and do nothing")
@@ -88,14 +90,19 @@ def cells_for(args: argparse.Namespace) -> list[Cell]:
 
 
 def _column(text: str) -> tuple[str, float]:
-    kind, _, level = text.rpartition(":") if ":" in text else (text, "", "0")
+    if text == "clean":
+        return text, 0.0
+    kind, _, level = text.rpartition(":")
+    known = [name for name in (*KINDS, "rare") if name != "clean"]
     try:
         share = float(level)
     except ValueError:
-        kind, share = text, 1.0  # file:PATH
-    if not (kind in KINDS or kind == "rare" or kind.startswith("file:")) or not 0 <= share <= 1:
-        known = ", ".join((*KINDS, "rare", "file:PATH"))
-        raise StudyError(f"--columns {text}: expected KIND or KIND:LEVEL with KIND one of {known} and 0 <= LEVEL <= 1")
+        kind, share = text, 1.0
+    if not (kind.startswith("file:") or (kind in known and kind != text)) or not 0 <= share <= 1:
+        raise StudyError(
+            f"--columns {text}: expected clean, file:PATH, or KIND:LEVEL with KIND one of {', '.join(known)} "
+            "and 0 <= LEVEL <= 1"
+        )
     return kind, share
 
 
@@ -125,6 +132,19 @@ class Progress:
             f"{result['whole_seconds']:.0f} s; {_span(left)} left",
             flush=True,
         )
+
+
+class Share:
+    """Says how much of something is done, when it is asked to and has been silent for half a minute."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.said = what, time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self.said >= SILENCE:
+            self.said = now
+            print(f"{self.what}: {100 * share:.0f} %", flush=True)
 
 
 def _span(seconds: float) -> str:
@@ -169,9 +189,9 @@ def make_times(args: argparse.Namespace) -> None:
             if all(key_of(protocol, cell) in have for cell in group):
                 continue
             print(f"{column}, seed {seed}: {len(group)} runs in turns", flush=True)
-            # Together or not at all: seconds of different times are not to be compared.
-            for run in in_turns(protocol, group):
-                add(run)
+            # Seconds of different times are not to be compared: a group that was cut when it was stored is made again
+            # whole, and of two lines of a run the report takes the later one.
+            add(*in_turns(protocol, group, Share(f"{column}, seed {seed}")))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -72,8 +72,8 @@ def cell_of(run: dict[str, Any]) -> Cell:
 
 
 @contextlib.contextmanager
-def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """The folder for writing, by one process at a time: gives a function that adds a run.
+def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Callable[..., None]]:
+    """The folder for writing, by one process at a time: gives a function that adds runs, of one call in one write.
 
     Raises: StudyError: another process has it, or it has runs of another protocol.
     """
@@ -98,8 +98,8 @@ def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Ca
             raise StudyError(f"{folder} has runs of another protocol ({'; '.join(differ)}): use another folder")
         _drop_cut_line(file)
 
-        def add(run: dict[str, Any]) -> None:
-            file.write(json.dumps(run).encode() + b"\n")
+        def add(*runs: dict[str, Any]) -> None:
+            file.write(b"".join(json.dumps(run).encode() + b"\n" for run in runs))
             file.flush()
             os.fsync(file.fileno())
 

@@ -101,8 +101,10 @@ class Cell:
 
     @property
     def column(self) -> str:
-        """The data: "labels 50", say."""
-        return self.kind if self.kind in ("clean", "rare") or ":" in self.kind else f"{self.kind} {100 * self.level:g}"
+        """The data: "labels 50", say; of rare classes the share that is kept, as in "rare 2"."""
+        if self.kind == "clean" or ":" in self.kind:
+            return self.kind
+        return f"{self.kind} {100 * (1 - self.level if self.kind == 'rare' else self.level):g}"
 
     @property
     def row(self) -> str:

@@ -17,21 +17,18 @@ def in_turns(
 ) -> list[dict[str, Any]]:
     """Trains all of the cells at once, always going on with the one that is furthest behind: their lines.
 
-    Args: told: called now and then with the share of the whole that is done.
+    Args: told: called after every step with the share of the whole that is done, while no run's clock goes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         runs = [Run(protocol, cell) for cell in cells]
         running = {number: run.steps() for number, run in enumerate(runs)}
-        turn = 0
         while running:
             number = min(running, key=lambda number: runs[number].progress)
             if next(running[number], running) is running:  # its end
                 del running[number]
-            turn += 1
-            if turn % 256 == 0:
-                told(sum(run.progress for run in runs) / len(runs))
+            told(sum(run.progress for run in runs) / len(runs))
         return [line(protocol, cell, run.result()) for cell, run in zip(cells, runs, strict=True)]
     finally:
         torch.set_num_threads(threads)

@@ -54,7 +54,7 @@ _SPOILT = {
     "pair": "the next class's label",
     "shuffle": "pixels in another order, the same for all images",
     "gauss": "Gaussian noise of the image's own mean and variance in its place; the label is kept",
-    "rare": "taken away, from the last three classes only",
+    "rare": "kept, of the last three classes; the others of these were taken away, and nothing else",
 }
 
 

@@ -149,8 +149,8 @@ def error_tables(results: Results) -> Section:
         "Final errors in %, a column for each seed, and mean differences in points with 90 % intervals (Student's t, "
         "paired by seed; none of a single pair): to uniform; to random subset with the same budget; of a guarded "
         "method to the same one unguarded; and to uniform training of as many backprops, interpolated as above. Below "
-        "0 the row is better. In “rare” the last three classes are rare in training; balanced is the mean of all "
-        "classes' errors."
+        "0 the row is better. In “rare 2” and its like the last three classes are rare in training; balanced is the "
+        "mean of all classes' errors."
     )
     text, per_seed, paired = [intro], [], []
     for column in results.columns:

@@ -1,7 +1,8 @@
-"""What was tried for NoiseGuard, on held-out training images: `python benchmarks/guard.py [signals | variants]`.
+"""What was tried before the study was run, on held-out images: `python benchmarks/guard.py rates | signals | variants`.
 
-signals: after one uniform epoch, numbers that might tell whether there is noise, and scores that might tell where.
-variants: NoiseGuard's parts left out, exchanged, or with other numbers, each trained to the end as in the study.
+rates: learning rates for uniform training. signals: after one uniform epoch, numbers that might tell whether there is
+noise, and scores that might tell where. variants: NoiseGuard's parts left out, exchanged, or with other numbers, each
+trained to the end as in the study.
 
 Seeds from 100 on, paper-small's protocol, errors on its 5,000 held-out images: nothing here looks at test images or at
 the seeds that the study reports. Finished parts stay in `records/guard/`; the command goes on with what is missing.
@@ -34,7 +35,8 @@ from fastprio.study.training import Run
 RECORDS = Path(__file__).parent / "records" / "guard"
 PROTOCOL = dataclasses.replace(PRESETS["paper-small"].protocol, evaluate="validation", evaluations=5)
 SEEDS = 100, 101, 102
-COLUMNS = ("clean", 0.0), ("labels", 0.25), ("labels", 0.5), ("shuffle", 0.5), ("gauss", 0.25), ("gauss", 0.5)
+NOISY = ("labels", 0.25), ("labels", 0.5), ("gauss", 0.5)
+COLUMNS = ("clean", 0.0), *NOISY, ("shuffle", 0.5)
 MORE = ("labels", 0.1), ("pair", 0.25), ("symmetric", 0.4)
 """Noise that the study does not have."""
 
@@ -86,6 +88,21 @@ def all_signals() -> None:
                 print(json.dumps(rows[-1]), flush=True)
     record = {**stamp("python benchmarks/guard.py signals"), "protocol": dataclasses.asdict(PROTOCOL), "rows": rows}
     (RECORDS / "signals.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+# Learning rates.
+
+
+def all_rates() -> None:
+    """Uniform training at its whole budget and at a third of it, into records/guard/rates/."""
+    cells = [
+        Cell(kind, level, method, budget, seed, scale)
+        for seed in SEEDS
+        for kind, level in (("clean", 0.0), ("labels", 0.5), ("shuffle", 0.5), ("gauss", 0.5))
+        for scale in (0.7, 1.0, 1.4)
+        for method, budget in (("uniform", 1.0), ("random subset", THIRD))
+    ]
+    grid.run_all(RECORDS / "rates", PROTOCOL, cells, 2, Progress())
 
 
 # Variants.
@@ -180,11 +197,20 @@ VARIANTS = {
 }
 
 
+TRIGGERS = "as it is", "by share", "always aside", "two means"
+"""What differs where there is no noise."""
+
+
 def all_variants() -> None:
-    """Every variant and what it is compared with, into records/guard/cells.jsonl."""
-    rows = ("random subset", "uniform", "SB", *VARIANTS)
-    cells = [Cell(kind, level, name, THIRD, seed) for seed in SEEDS for kind, level in COLUMNS for name in rows]
-    grid.run_all(RECORDS, PROTOCOL, cells, 2, Progress())
+    """Every variant and what it is compared with, into records/guard/variants/."""
+    rows = "random subset", "uniform", "SB"
+    cells = [
+        Cell(kind, level, name, THIRD, seed)
+        for seed in SEEDS
+        for kind, level in COLUMNS
+        for name in (*rows, *(VARIANTS if (kind, level) in NOISY else TRIGGERS))
+    ]
+    grid.run_all(RECORDS / "variants", PROTOCOL, cells, 2, Progress())
 
 
 METHODS.update(VARIANTS)  # also in the processes that run them, which import this file
@@ -192,6 +218,6 @@ METHODS.update(VARIANTS)  # also in the processes that run them, which import th
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("signals", "variants"))
+    parser.add_argument("part", choices=("rates", "signals", "variants"))
     RECORDS.mkdir(parents=True, exist_ok=True)
-    {"signals": all_signals, "variants": all_variants}[parser.parse_args().part]()
+    {"rates": all_rates, "signals": all_signals, "variants": all_variants}[parser.parse_args().part]()

@@ -345,22 +345,31 @@ def guard_signals() -> str:
 
 def guard_variants() -> str:
     """Errors on the held-out images: means over the seeds that there are."""
-    path = HERE / "records" / "guard" / "cells.jsonl"
+    return _errors("variants", lambda cell: cell["method"])
+
+
+def guard_rates() -> str:
+    """The same, of learning rates."""
+    return _errors("rates", lambda cell: f"{cell['method']}, {100 * cell['budget']:.0f} %, x {cell['lr_scale']:g}")
+
+
+def _errors(part: str, name: Callable[[Record], str]) -> str:
+    path = HERE / "records" / "guard" / part / "cells.jsonl"
     runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not runs:
         return "No record yet."
     found: dict[tuple[str, tuple[str, float]], list[float]] = {}
     for run in runs:
-        cell = run["cell"]
-        found.setdefault((cell["method"], (cell["kind"], cell["level"])), []).append(run["result"]["error"])
+        column = run["cell"]["kind"], run["cell"]["level"]
+        found.setdefault((name(run["cell"]), column), []).append(run["result"]["error"])
     columns = sorted({column for _, column in found}, key=lambda column: (ORDER.index(column[0]), column[1]))
     rows = [["what", *(f"{kind} {100 * level:g}" if level else kind for kind, level in columns), "seeds"]]
-    for name in dict.fromkeys(method for method, _ in found):
-        errors = [found.get((name, column), []) for column in columns]
+    for row in dict.fromkeys(row for row, _ in found):
+        errors = [found.get((row, column), []) for column in columns]
         cells = [f"{statistics.mean(each):.2f}" if each else "" for each in errors]
-        rows.append([name, *cells, str(max(map(len, errors)))])
-    record = runs[-1] | {"command": "python benchmarks/guard.py variants"}
-    return f"{markdown(rows)}\n\n{made('guard/cells', record).replace('.json`', '.jsonl`')}"
+        rows.append([row, *cells, str(max(map(len, errors)))])
+    record = runs[-1] | {"command": f"python benchmarks/guard.py {part}"}
+    return f"{markdown(rows)}\n\n{made(f'guard/{part}/cells', record).replace('.json`', '.jsonl`')}"
 
 
 def _spread(values: list[float]) -> str:
@@ -373,7 +382,7 @@ ORDER = "clean", "labels", "symmetric", "pair", "shuffle", "gauss", "rare"
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
     SCALING: (messages, work, memory, unequal),
-    GUARD: (guard_signals, guard_variants),
+    GUARD: (guard_rates, guard_signals, guard_variants),
 }
 
 

@@ -76,8 +76,23 @@ def started(folder, workers=2):
     )
 
 
+class Here:
+    """In place of a pool of processes: a run is over as soon as it is submitted."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def submit(self, function, *arguments):
+        future = grid.Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, cancel_futures):
+        pass
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux' /proc, to find workers")
-def test_a_study_that_is_killed_or_interrupted_goes_on_to_what_it_would_have_been(tmp_path, uninterrupted):
+def test_a_study_that_is_killed_or_interrupted_goes_on_to_what_it_would_have_been(tmp_path, uninterrupted, monkeypatch):
     rng, file, finished = generator(3), tmp_path / grid.FILE, 0
 
     def lines():
@@ -102,6 +117,7 @@ def test_a_study_that_is_killed_or_interrupted_goes_on_to_what_it_would_have_bee
         finished = lines()
         assert len(grid.read(tmp_path)) == finished
     made, left = [], len(CELLS) - finished
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", Here)  # what real workers made is in the file, and is compared too
     assert grid.run_all(tmp_path, TINY, CELLS, 1, lambda run, done, total: made.append((done, total))) == left
     assert made == [(finished + k, len(CELLS)) for k in range(1, left + 1)]
     found = grid.read(tmp_path)
@@ -123,27 +139,19 @@ def test_a_worker_that_dies_is_said_so_and_what_was_finished_is_there(tmp_path, 
     assert not multiprocessing.active_children()
 
 
-class Ready:
-    """In place of a pool of processes: every run is over at once, and some of them fail."""
-
-    def __init__(self, *arguments, **options):
-        self.order = []
+class Failing(Here):
+    """And some runs fail."""
 
     def submit(self, function, protocol, cell):
+        if cell.seed != 1:
+            return super().submit(lambda: {"cell": vars(cell)})
         future = grid.Future()
-        self.order.append(future)
-        if cell.seed == 1:
-            future.set_exception(StudyError("a run that cannot be made"))
-        else:
-            future.set_result({"cell": vars(cell)})
+        future.set_exception(StudyError("a run that cannot be made"))
         return future
-
-    def shutdown(self, cancel_futures):
-        pass
 
 
 def test_of_runs_that_are_over_together_the_finished_are_stored_before_a_failure_is_raised(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "ProcessPoolExecutor", Ready)
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", Failing)
     told = []
     with pytest.raises(StudyError, match=r"^a run that cannot be made$"):
         grid.run_all(tmp_path, TINY, CELLS, len(CELLS), lambda run, *_: told.append(run["cell"]))
@@ -375,6 +383,8 @@ def said(capsys, *words):
 @pytest.mark.parametrize("action", ["run", "time"])
 def test_misuse_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, action, words, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid, "run_all", None)  # is not reached
+    monkeypatch.setattr(command, "in_turns", None)
     words = [f"{words[0]}={words[1]}"]
     status, out, err = said(capsys, action, "quick", *words)
     assert (status, out) == (2, "")

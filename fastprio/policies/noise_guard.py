@@ -47,7 +47,7 @@ class NoiseGuard(Wrapper):
     * tau >= ``tau``, "clean": few examples hold most of the loss, and ``inner`` does what it does without a guard.
     * tau < ``tau``, "unsafe": much of the loss cannot be learnt, and to choose by it is to choose noise. All epochs are
       uniform.
-    * "mislabeled": unsafe, and for more than ``share`` of the examples, then or in a later epoch, the model is clearly
+    * "mislabeled": unsafe, and for more than ``share`` of the examples seen, then or later, the model is clearly
       worse than a guess: their smoothed loss is above ``clearly`` * ``chance``. From then on the examples above
       ``chance`` are set aside. They are forwarded at each epoch's end, and come back when their smoothed loss is not.
 

@@ -102,7 +102,7 @@ def all_rates() -> None:
         for scale in (0.7, 1.0, 1.4)
         for method, budget in (("uniform", 1.0), ("random subset", THIRD))
     ]
-    grid.run_all(RECORDS / "rates", PROTOCOL, cells, 2, Progress())
+    grid.run_all(RECORDS / "rates", dataclasses.replace(PROTOCOL, lr=0.07), cells, 2, Progress())
 
 
 # Variants.

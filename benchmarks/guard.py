@@ -59,12 +59,11 @@ def signals(cell: Cell, budget: float) -> dict[str, Any]:
     top = p.topk(3).values
     per_example = {
         "loss": loss,
-        "1 - p(label)": 1 - of_label,
         "-margin": top[:, 0] - of_label,
         "p third / p first": top[:, 2] / top[:, 0],
         "entropy": -(p * p.clamp(min=1e-30).log()).sum(1),
     }
-    altered, chance = run.altered, float(np.log(run.classes))
+    altered, chance = run.altered, run.setting.chance
     several = altered.any() and not altered.all()
     return {
         "tau": float((loss**2).mean().sqrt() / loss.mean()),

@@ -331,16 +331,17 @@ def guard_signals() -> str:
         return "No record yet."
     names = ["tau", "above 1 chance", "above 1.2 chance", "unsure: p first < 1/2", "median loss / chance"]
     scores = list(record["rows"][0]["auroc"])
-    rows = [["data", "warm-up", *names, *(f"AUROC of {name}" for name in scores)]]
+    whether, where = [["data", "warm-up, epochs", *names]], [["data", "warm-up, epochs", *scores]]
     groups: dict[tuple[str, float], list[Record]] = {}
     for row in record["rows"]:
         groups.setdefault((row["column"], row["budget"]), []).append(row)
     for (column, budget), found in groups.items():
-        cells = [_spread([row[name] for row in found]) for name in names]
-        aurocs = [[row["auroc"][name] for row in found if row["auroc"][name] is not None] for name in scores]
-        epochs = f"{20 * 0.05 * budget:.2g} epochs"
-        rows.append([column, epochs, *cells, *(_spread(values) if values else "" for values in aurocs)])
-    return f"{markdown(rows)}\n\n{made('guard/signals', record)}"
+        head = [column, f"{20 * 0.05 * budget:.2g}"]
+        whether.append(head + [_spread([row[name] for row in found]) for name in names])
+        if found[0]["auroc"][scores[0]] is not None:
+            where.append(head + [_spread([row["auroc"][name] for row in found]) for name in scores])
+    tables = f"{markdown(whether)}\n\nAUROC for the altered examples:\n\n{markdown(where)}"
+    return f"{tables}\n\n{made('guard/signals', record)}"
 
 
 def guard_variants() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -30,6 +31,11 @@ def arguments_of(method: Any) -> dict[str, Any]:
 def described(method: Any) -> str:
     """The call that makes an object like it."""
     return f"{type(method).__name__}({', '.join(f'{name}={value!r}' for name, value in method.config().items())})"
+
+
+def name_of(method: Any) -> str:
+    """What ``Registry.find`` finds its class by."""
+    return method.name or f"{type(method).__module__}:{type(method).__qualname__}"
 
 
 class Registry(Generic[M]):
@@ -110,6 +116,24 @@ class Registry(Generic[M]):
                 f"({arguments}...)"
             )
         return found(**config)
+
+    def inner(self, method: str | M, config: Mapping[str, Any] | None, learnt: Callable[[M], bool]) -> M:
+        """One of one's own for a class that wraps another: a copy of an object, or a new one by name and arguments.
+
+        Raises: ValueError: arguments that its class refuses, or beside an object; or an object that has ``learnt``.
+        """
+        if isinstance(method, str):
+            try:
+                return self.make(method, **({} if config is None else config))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"inner = {method!r}, inner_config = {config!r}: {error}") from error
+        if not isinstance(method, self._base):
+            raise ValueError(f"inner = {method!r}: expected a {self._base.__name__} or its name")
+        if config is not None:
+            raise ValueError(f"inner_config = {config!r}: {method!r} has its arguments already")
+        if learnt(method):
+            raise ValueError(f"inner = {method!r}: it has learnt already; make a new one")
+        return copy.deepcopy(method)
 
     def example(self, name: str) -> M:
         """A new one by its class's name, with the example values that its class gives for some arguments."""

@@ -118,6 +118,14 @@ def accepted(selection):
     return positions if selection.count is None else positions[: int(selection.count)]
 
 
+@pytest.fixture(params=["host", "device"])
+def where(request, monkeypatch):
+    """Both ways that it goes: numpy's for losses on the host, and torch's, with losses that claim to be elsewhere."""
+    if request.param == "device":
+        monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda _: False), raising=False)
+
+
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("history", [1, 20, 1024])
 @pytest.mark.parametrize("ties", [False, True])
@@ -149,6 +157,7 @@ def test_every_example_is_accepted_as_often_as_its_chance_says(beta):
     assert times[1] == 0  # nothing is below the least loss
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("history", [1024, None])
 def test_a_loss_that_is_not_finite_is_not_accepted_and_the_smallest_has_the_least_chance(history):
     columns = {"loss": np.arange(8, dtype=np.float32), "seen": np.full(1, 255, np.uint8)}
@@ -490,6 +499,7 @@ def test_a_plain_loader_works_too():
 # Losses of a store.
 
 
+@pytest.mark.usefixtures("where")
 def test_with_a_store_each_loss_is_compared_with_those_of_all_examples_seen_as_of_the_epochs_start():
     rng = generator(5)
     store, selector = ScoreStore(200, "loss"), SelectiveBackprop(8, 2.0, history=None, accept_all_epochs=0)
@@ -522,6 +532,7 @@ def test_with_a_large_store_shares_are_right_to_one_in_65536():
         assert abs(share - bisect_left(ordered, loss) / 300_000) < 0.5 / 65536 + 1 / 300_000 + 1e-12
 
 
+@pytest.mark.usefixtures("where")
 def test_with_a_store_that_knows_nothing_everything_is_accepted_and_one_without_losses_is_refused():
     selector, store = SelectiveBackprop(8, history=None, accept_all_epochs=0), ScoreStore(20, "loss")
     selection = selector(torch.rand(9), columns=store.columns, clock=Clock(), rng=Rng(0, 0, 0, "select"))

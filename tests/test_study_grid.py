@@ -358,7 +358,7 @@ def said(capsys, *words):
         (["--set", "drops=a,b"], "--set drops=a,b: expected a value like (0.6, 0.8)"),
         (["--set", "epochs=0"], "epochs = 0: expected at least 1"),
         (["--set", "lr=nan"], "lr = nan: expected a finite number above 0"),
-        (["--set", "shift=-1"], "shift = -1: expected a finite number >= 0"),
+        (["--set", "shift=-1"], "shift = -1: expected at least 0"),
         (["--set", "evaluate=training"], "evaluate = 'training': expected test or validation"),
         (["--methods", "magic"], "method = 'magic': expected one of uniform, "),
         (["--methods", ""], "method = '': expected one of uniform, "),

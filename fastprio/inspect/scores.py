@@ -64,6 +64,7 @@ def _row_means(rows: Any, among: Callable[[slice], Any]) -> Float32:
 
 
 def ring_means(store: ScoreStore, ring: str, counts: str) -> Float32:
+    """The mean of the values in each ring, of which ``counts`` says how many there are."""
     rows, count = store.column(ring), store.column(counts)
     return _row_means(rows, lambda stretch: np.arange(rows.shape[1]) < count[stretch, None])
 
@@ -85,12 +86,14 @@ def by_median(what: str) -> Callable[[ScoreStore, Int64, Float32], list[str]]:
 
 
 def epochs_forgotten(store: ScoreStore) -> Float32:
+    """Epochs since the label was last predicted in the second split, of the half that was trained on first."""
     last = store.column("last_correct")
     scored = unpacked(store.column("half"), len(store)) & last.any()
     return _where(scored, float(last.max()) - last)
 
 
 def why_forgotten_early(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """When it was last right, and last wrong."""
     rights, wrongs = store.column("last_correct")[at].tolist(), store.column("last_incorrect")[at].tolist()
     return [
         (f"last right in epoch {right} of the second split" if right else "never right in the second split")
@@ -100,12 +103,14 @@ def why_forgotten_early(store: ScoreStore, at: Int64, scores: Float32) -> list[s
 
 
 def forgettings(store: ScoreStore) -> Float32:
+    """How often the label was unlearnt; never learnt counts one more than the most."""
     counts, seen = store.column("forgotten").astype(np.float32), store.seen()
     counts[~unpacked(store.column("ever_correct"), len(store))] = counts.max() + 1
     return _where(seen, counts)
 
 
 def why_forgotten(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """How often it was forgotten."""
     learnt = unpacked(store.column("ever_correct"), len(store))[at]
     times = store.column("forgotten")[at].tolist()
     return [
@@ -115,10 +120,12 @@ def why_forgotten(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
 
 
 def doubt(store: ScoreStore) -> Float32:
+    """1 - the mean probability of the label."""
     return _where(store.column("n") > 0, 1 - store.column("mean"))
 
 
 def why_doubted(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """The mean probability of the label, over how many visits, and its standard deviation."""
     n, mean = store.column("n")[at], store.column("mean")[at]
     spread = np.sqrt(store.column("squares")[at] / n)
     return [
@@ -128,10 +135,12 @@ def why_doubted(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
 
 
 def recent_doubt(store: ScoreStore) -> Float32:
+    """1 - the mean probability of the label at the last visits."""
     return 1 - ring_means(store, "ring", "counts")
 
 
 def why_doubted_lately(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """The mean probability of the label, over how many visits."""
     count = np.minimum(store.column("counts")[at], store.column("ring").shape[1])
     return [
         f"p(label) {1 - scores[i]:.3f} on average over the last {k} visit{'s' * (k != 1)}"
@@ -140,6 +149,7 @@ def why_doubted_lately(store: ScoreStore, at: Int64, scores: Float32) -> list[st
 
 
 def learnt_late(store: ScoreStore) -> Float32:
+    """The epoch in which it was learnt; not learnt yet counts one more than the latest, removed two."""
     first, seen = store.column("first_learned"), store.seen()
     removed = unpacked(store.column("removed"), len(store))
     latest = float(first.max())
@@ -148,6 +158,7 @@ def learnt_late(store: ScoreStore) -> Float32:
 
 
 def why_learnt_late(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """When it was learnt, or that it was removed."""
     removed = unpacked(store.column("removed"), len(store))[at]
     return [
         "removed: not learnt by the end of its round" if gone
@@ -158,11 +169,13 @@ def why_learnt_late(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
 
 
 def contradiction(store: ScoreStore) -> Float32:
+    """The confidence in another label; in the given one with a minus."""
     right, confidence = unpacked(store.column("correct"), len(store)), store.column("confidence")
     return _where(store.seen(), np.where(right, -confidence, confidence))
 
 
 def why_contradicted(store: ScoreStore, at: Int64, scores: Float32) -> list[str]:
+    """What was predicted, how surely, and the loss."""
     losses = store.column("loss")[at]
     right = unpacked(store.column("correct"), len(store))[at]
     return [
@@ -172,16 +185,19 @@ def why_contradicted(store: ScoreStore, at: Int64, scores: Float32) -> list[str]
 
 
 def known_losses(store: ScoreStore) -> Float32:
+    """The mean of the losses that are known, of which a bit mask says which they are."""
     losses, known = store.column("losses"), store.column("known")
     bits = np.arange(losses.shape[1], dtype=known.dtype)
     return _row_means(losses, lambda stretch: (known[stretch, None] >> bits & 1).astype(bool))
 
 
 def column(name: str) -> Callable[[ScoreStore], Float32]:
+    """A column as it is."""
     return lambda store: _where(filled(store, name), store.column(name))
 
 
 def priorities_that_follow_losses(store: ScoreStore) -> Float32:
+    """The priorities, if they grow with the loss."""
     return _where(store.seen() & grows_with_loss(store), store.priorities)
 
 

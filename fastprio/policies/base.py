@@ -207,5 +207,6 @@ register = _registry.register
 """Class decorator: makes ``policy=name`` work wherever a policy is asked for."""
 find = _registry.find
 make = _registry.make
+inner_of = _registry.inner
 example = _registry.example
 registered = _registry.registered

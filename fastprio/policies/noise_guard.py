@@ -81,7 +81,7 @@ class NoiseGuard(Wrapper):
         chance: float,
         inner_config: Mapping[str, Any] | None = None,
         probe: int = 1,
-        tau: float = 1.65,
+        tau: float = 1.7,
         clearly: float = 1.2,
         share: float = 0.15,
         momentum: float = 0.5,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, is_infallible, make
+from fastprio._registry import name_of
+from fastprio.policies.base import Clock, Columns, Observation, Plan, Policy, inner_of, is_infallible
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float32, Float64, Int64
@@ -27,21 +27,8 @@ class Wrapper(Policy):
     shardable = False
 
     def __init__(self, inner: str | Policy, inner_config: Mapping[str, Any] | None = None) -> None:
-        if isinstance(inner, str):
-            try:
-                self._inner = make(inner, **({} if inner_config is None else inner_config))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"inner = {inner!r}, inner_config = {inner_config!r}: {error}") from error
-        elif not isinstance(inner, Policy):
-            raise ValueError(f"inner = {inner!r}: expected a Policy or its name")
-        elif inner_config is not None:
-            raise ValueError(f"inner_config = {inner_config!r}: {inner!r} has its arguments already")
-        elif inner._owner is not None:
-            raise ValueError(f"inner = {inner!r}: it has learnt for a store; make a new one")
-        else:
-            self._inner = copy.deepcopy(inner)
-        kind = type(self._inner)
-        self.inner = self._inner.name or f"{kind.__module__}:{kind.__qualname__}"
+        self._inner = inner_of(inner, inner_config, lambda policy: policy._owner is not None)
+        self.inner = name_of(self._inner)
         self.inner_config = self._inner.config() or None
         self.columns, self.least_loss = self._inner.columns, self._inner.least_loss
         self.requires, self.needs_epochs = self._inner.requires, self._inner.needs_epochs

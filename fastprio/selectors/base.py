@@ -11,7 +11,7 @@ import torch
 from fastprio import _core
 from fastprio._arrays import integer
 from fastprio._random import Rng
-from fastprio._registry import Registry, arguments_of, described
+from fastprio._registry import Registry, arguments_of, described, name_of
 from fastprio.policies.base import Clock
 from fastprio.ranks import place_in
 from fastprio.selectors.pool import OnItsWay
@@ -255,7 +255,7 @@ class Selector:
         loader's next batch.
         """
         return {
-            "selector": self._whose(),
+            "selector": name_of(self),
             "config": self.config(),
             "steps": self.steps,
             "passes": self.passes,
@@ -277,15 +277,13 @@ class Selector:
         self.steps, self.passes = steps, passes
         self.state = {name: _copied(value) for name, value in theirs.items()}
 
-    def _whose(self) -> str:
-        return self.name or f"{type(self).__module__}:{type(self).__qualname__}"
-
 
 _registry: Registry[Selector] = Registry("selector", Selector)
 register = _registry.register
 """Class decorator: gives a selector its name."""
 find = _registry.find
 make = _registry.make
+inner_of = _registry.inner
 registered = _registry.registered
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,10 @@ import torch
 
 from fastprio import policies
 from fastprio._random import Rng
+from fastprio._registry import name_of
 from fastprio.policies.base import Clock
 from fastprio.policies.noise_guard import CLEAN, UNDECIDED
-from fastprio.selectors.base import Selector, make, register
+from fastprio.selectors.base import Selector, inner_of, register
 from fastprio.selectors.queue import Selection
 
 if TYPE_CHECKING:
@@ -51,22 +51,10 @@ class NoiseGuard(Selector):
     forwards = "the inner selector's; every batch under noise"
 
     def __init__(self, inner: str | Selector, inner_config: Mapping[str, Any] | None = None) -> None:
-        if isinstance(inner, str):
-            try:
-                self._inner = make(inner, **({} if inner_config is None else inner_config))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"inner = {inner!r}, inner_config = {inner_config!r}: {error}") from error
-        elif not isinstance(inner, Selector):
-            raise ValueError(f"inner = {inner!r}: expected a Selector or its name; policies have a NoiseGuard too")
-        elif inner_config is not None:
-            raise ValueError(f"inner_config = {inner_config!r}: {inner!r} has its arguments already")
-        elif inner.steps:
-            raise ValueError(f"inner = {inner!r}: it has selected already; make a new one")
-        else:
-            self._inner = copy.deepcopy(inner)
+        self._inner = inner_of(inner, inner_config, lambda selector: selector.steps > 0)
         if isinstance(self._inner, NoiseGuard):
             raise ValueError(f"inner = {self._inner!r}: expected a selector that is no NoiseGuard itself")
-        self.inner, self.inner_config = self._inner._whose(), self._inner.config()
+        self.inner, self.inner_config = name_of(self._inner), self._inner.config()
         super().__init__(self._inner.batch_size, self._inner.seed)
         self.columns = self._inner.columns
         self.networks = self._inner.networks  # type: ignore[misc]

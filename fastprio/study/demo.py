@@ -242,10 +242,10 @@ def in_turns(arms: Sequence[Arm], epoch: int, config: Config) -> Iterator[tuple[
 def finish_epoch(arm: Arm, data: Data) -> dict[str, Any]:
     """Evaluates the arm on the test set and appends what it measured to ``arm.epochs``."""
     begin = time.perf_counter()
-    accuracy, loss = evaluate(arm.model, data.test.images, data.test.labels)
+    right, loss = evaluate(arm.model, data.test.images, data.test.labels)
     done: dict[str, Any] = {
         "epoch": len(arm.epochs) + 1,
-        "test_accuracy": accuracy,
+        "test_accuracy": float(right.double().mean()),
         "test_loss": loss,
         "train_seconds": arm.train_seconds,
         "evaluation_seconds": time.perf_counter() - begin,

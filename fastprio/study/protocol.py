@@ -1,4 +1,4 @@
-"""What all runs of a study have in common, what one of them is, and the presets."""
+"""What all runs of a study have in common, and what one of them is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from fastprio.study.files import StudyError
+
+LEAST = {"examples": 1, "validation": 0, "epochs": 1, "batch_size": 1, "shift": 0, "evaluations": 2, "probe": 1}
+"""The smallest numbers that these settings may be."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,14 @@ class Protocol:
 
     def check(self) -> None:
         """Raises StudyError for a setting out of range."""
-        for name, least in (
-            ("examples", 1),
-            ("validation", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("evaluations", 2),
-            ("probe", 1),
-        ):
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise StudyError(f"{name} = {getattr(self, name)}: expected at least {least}")
         for name in ("lr", "factor", "ies_threshold"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number above 0")
-        for name in ("weight_decay", "shift"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number >= 0")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise StudyError(f"weight_decay = {self.weight_decay}: expected a finite number >= 0")
         if not 0 <= self.warm_up <= 1:
             raise StudyError(f"warm_up = {self.warm_up}: expected 0 <= warm_up <= 1")
         if not 0 < self.momentum < 1:
@@ -108,15 +102,12 @@ class Cell:
 
     @property
     def row(self) -> str:
-        """The method: "sb 33 %", say."""
+        """The method: "SB 33 %", say; without the share where it is 1."""
         scaled = "" if self.lr_scale == 1 else f", learning rate x {self.lr_scale:g}"
         return self.method + ("" if self.budget == 1 else f" {100 * self.budget:.0f} %") + scaled
 
 
 def key_of(protocol: Protocol, cell: Cell) -> str:
     """The hash under which a finished run is stored: of every setting of the protocol and of the cell."""
-    return _hash({"protocol": dataclasses.asdict(protocol), "cell": dataclasses.asdict(cell)})
-
-
-def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    settings = {"protocol": dataclasses.asdict(protocol), "cell": dataclasses.asdict(cell)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -147,7 +147,6 @@ class Run:
             kept = np.flatnonzero(~part.altered)
             part = dataclasses.replace(part, train=_rows(part.train, torch.from_numpy(kept)))
             self.altered = self.altered[kept]
-        self.classes = part.classes
         _, channels, *size = part.train.images.shape
         torch.manual_seed(cell.seed)
         try:
@@ -179,6 +178,8 @@ class Run:
         self.altered_backprops = 0
         self.last_loss = np.full(len(part.train), np.nan, np.float32)
         self.curve: list[dict[str, float]] = []
+        self.right: Tensor
+        """bool [held out], what the last evaluation got right."""
 
     @property
     def progress(self) -> float:
@@ -191,8 +192,9 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether training has come to its end."""
-        at = self.backprops if self.method.ends == BACKPROPS else self.epoch
-        return at >= (self.budget if self.method.ends == BACKPROPS else self.protocol.epochs)
+        if self.method.ends == BACKPROPS:
+            return self.backprops >= self.budget
+        return self.epoch >= self.protocol.epochs
 
     def steps(self) -> Iterator[None]:
         """Trains to the end, a batch whenever the iterator is advanced. What passes between is on no clock."""
@@ -267,13 +269,13 @@ class Run:
 
     def _evaluate(self) -> None:
         with self.watch("evaluation"):
-            accuracy, loss = evaluate(self.model, self.held_out.images, self.held_out.labels)
+            self.right, loss = evaluate(self.model, self.held_out.images, self.held_out.labels)
         seconds = self.watch.seconds
         self.curve.append(
             {
                 "backprops": self.backprops,
                 "scored": self.scored,
-                "error": 100 * (1 - accuracy),
+                "error": 100 * (1 - float(self.right.double().mean())),
                 "loss": loss,
                 "altered": self.altered_backprops,
                 "seconds": sum(seconds.get(name, 0.0) for name in PARTS),
@@ -310,13 +312,11 @@ class Run:
             else {"verdict": policy.verdict, "tau": policy.state["probed_tau"]},
         }
 
-    @torch.no_grad()
     def _class_errors(self) -> list[float]:
-        self.model.eval()
-        images, labels = self.held_out.images, self.held_out.labels
-        wrong = torch.cat([self.model(part).argmax(1) for part in torch.split(images, 250)]) != labels
-        counts = torch.bincount(labels, minlength=self.classes).clamp(min=1)
-        errors: list[float] = (100 * torch.bincount(labels[wrong], minlength=self.classes) / counts).tolist()
+        """Of the last evaluation."""
+        labels, classes = self.held_out.labels, self.setting.classes
+        counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+        errors: list[float] = (100 * torch.bincount(labels[~self.right], minlength=classes) / counts).tolist()
         return errors
 
 

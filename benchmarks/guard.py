@@ -1,8 +1,8 @@
-"""What was tried before the study was run, on held-out images: `python benchmarks/guard.py rates | signals | variants`.
+"""What was tried before the study was run, on held-out images: `python benchmarks/guard.py PART`.
 
-rates: learning rates for uniform training. signals: after one uniform epoch, numbers that might tell whether there is
-noise, and scores that might tell where. variants: NoiseGuard's parts left out, exchanged, or with other numbers, each
-trained to the end as in the study.
+PART is one of: rates: learning rates for uniform training. ies: thresholds of InstanceEarlyStopping. signals: after
+one uniform epoch, numbers that might tell whether there is noise, and scores that might tell where. variants:
+NoiseGuard's parts left out, exchanged, or with other numbers, each trained to the end as in the study.
 
 Seeds from 100 on, paper-small's protocol, errors on its 5,000 held-out images: nothing here looks at test images or at
 the seeds that the study reports. Finished parts stay in `records/guard/`; the command goes on with what is missing.
@@ -35,8 +35,7 @@ from fastprio.study.training import Run
 RECORDS = Path(__file__).parent / "records" / "guard"
 PROTOCOL = dataclasses.replace(PRESETS["paper-small"].protocol, evaluate="validation", evaluations=5)
 SEEDS = 100, 101, 102
-NOISY = ("labels", 0.25), ("labels", 0.5), ("gauss", 0.5)
-COLUMNS = ("clean", 0.0), *NOISY, ("shuffle", 0.5)
+COLUMNS = ("clean", 0.0), ("labels", 0.25), ("labels", 0.5), ("gauss", 0.5), ("shuffle", 0.5)
 MORE = ("labels", 0.1), ("pair", 0.25), ("symmetric", 0.4)
 """Noise that the study does not have."""
 
@@ -89,19 +88,27 @@ def all_signals() -> None:
     (RECORDS / "signals.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-# Learning rates.
+# Learning rates, and when IES stops.
 
 
 def all_rates() -> None:
     """Uniform training at its whole budget and at a third of it, into records/guard/rates/."""
     cells = [
         Cell(kind, level, method, budget, seed, scale)
-        for seed in SEEDS
-        for kind, level in (("clean", 0.0), ("labels", 0.5), ("shuffle", 0.5), ("gauss", 0.5))
-        for scale in (0.7, 1.0, 1.4)
+        for seed in SEEDS[:2]
+        for kind, level in (("clean", 0.0), ("labels", 0.5), ("gauss", 0.5))
+        for scale in (0.5, 0.7, 1.0, 1.4)
         for method, budget in (("uniform", 1.0), ("random subset", THIRD))
     ]
-    grid.run_all(RECORDS / "rates", dataclasses.replace(PROTOCOL, lr=0.07), cells, 2, Progress())
+    grid.run_all(RECORDS / "rates", PROTOCOL, cells, 2, Progress())
+
+
+def all_thresholds() -> None:
+    """IES with several thresholds, into records/guard/ies/."""
+    cells = [Cell(*column, "IES", 1.0, seed) for seed in SEEDS[:2] for column in (("clean", 0.0), ("labels", 0.5))]
+    for threshold in (0.004, 0.02, 0.1):
+        protocol = dataclasses.replace(PROTOCOL, ies_threshold=threshold)
+        grid.run_all(RECORDS / "ies" / f"{threshold:g}", protocol, cells, 2, Progress())
 
 
 # Variants.
@@ -198,6 +205,8 @@ VARIANTS = {
 
 TRIGGERS = "as it is", "by share", "always aside", "two means"
 """What differs where there is no noise."""
+IMAGES = *TRIGGERS, "SB within", "always aside under tau"
+"""What differs where the noise is in the images."""
 
 
 def all_variants() -> None:
@@ -207,16 +216,17 @@ def all_variants() -> None:
         Cell(kind, level, name, THIRD, seed)
         for seed in SEEDS
         for kind, level in COLUMNS
-        for name in (*rows, *(VARIANTS if (kind, level) in NOISY else TRIGGERS))
+        for name in (*rows, *{"labels": VARIANTS, "gauss": IMAGES}.get(kind, TRIGGERS))
     ]
     grid.run_all(RECORDS / "variants", PROTOCOL, cells, 2, Progress())
 
 
+PARTS = {"rates": all_rates, "ies": all_thresholds, "signals": all_signals, "variants": all_variants}
 METHODS.update(VARIANTS)  # also in the processes that run them, which import this file
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("rates", "signals", "variants"))
+    parser.add_argument("part", choices=PARTS)
     RECORDS.mkdir(parents=True, exist_ok=True)
-    {"rates": all_rates, "signals": all_signals, "variants": all_variants}[parser.parse_args().part]()
+    PARTS[parser.parse_args().part]()

@@ -354,23 +354,51 @@ def guard_rates() -> str:
     return _errors("rates", lambda cell: f"{cell['method']}, {100 * cell['budget']:.0f} %, x {cell['lr_scale']:g}")
 
 
-def _errors(part: str, name: Callable[[Record], str]) -> str:
-    path = HERE / "records" / "guard" / part / "cells.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def guard_ies() -> str:
+    """Errors and backprops of IES, by its threshold."""
+    folders = sorted((HERE / "records" / "guard" / "ies").glob("*"), key=lambda folder: float(folder.name))
+    runs = {folder.name: _runs(f"ies/{folder.name}") for folder in folders}
     if not runs:
         return "No record yet."
-    found: dict[tuple[str, tuple[str, float]], list[float]] = {}
+    columns = list(dict.fromkeys(_column(run) for every in runs.values() for run in every))
+    rows = [["threshold", *(f"{column}: {what}" for column in columns for what in ("error", "backprops"))]]
+    for threshold, every in runs.items():
+        cells = []
+        for column in columns:
+            found = [run["result"] for run in every if _column(run) == column]
+            backprops = statistics.mean(result["backprops"] for result in found)
+            cells += [f"{statistics.mean(result['error'] for result in found):.2f}", f"{backprops / 1000:.0f}k"]
+        rows.append([threshold, *cells])
+    record = next(iter(runs.values()))[-1] | {"command": "python benchmarks/guard.py ies"}
+    return f"{markdown(rows)}\n\n{made('guard/ies', record).replace('.json`', '/`')}"
+
+
+def _errors(part: str, name: Callable[[Record], str]) -> str:
+    runs = _runs(part)
+    if not runs:
+        return "No record yet."
+    found: dict[tuple[str, str], list[float]] = {}
     for run in runs:
-        column = run["cell"]["kind"], run["cell"]["level"]
-        found.setdefault((name(run["cell"]), column), []).append(run["result"]["error"])
-    columns = sorted({column for _, column in found}, key=lambda column: (ORDER.index(column[0]), column[1]))
-    rows = [["what", *(f"{kind} {100 * level:g}" if level else kind for kind, level in columns), "seeds"]]
-    for row in dict.fromkeys(row for row, _ in found):
+        found.setdefault((name(run["cell"]), _column(run)), []).append(run["result"]["error"])
+    columns = sorted({_column(run) for run in runs}, key=lambda column: ORDER.index(column))
+    rows = [["what", *columns, "seeds"]]
+    for row in sorted(dict.fromkeys(row for row, _ in found), key=lambda row: row.split(",")[0] != "uniform"):
         errors = [found.get((row, column), []) for column in columns]
         cells = [f"{statistics.mean(each):.2f}" if each else "" for each in errors]
-        rows.append([row, *cells, str(max(map(len, errors)))])
+        seeds = sorted({len(each) for each in errors if each})
+        rows.append([row, *cells, " or ".join(map(str, seeds))])
     record = runs[-1] | {"command": f"python benchmarks/guard.py {part}"}
     return f"{markdown(rows)}\n\n{made(f'guard/{part}/cells', record).replace('.json`', '.jsonl`')}"
+
+
+def _runs(part: str) -> list[Record]:
+    path = HERE / "records" / "guard" / part / "cells.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _column(run: Record) -> str:
+    kind, level = run["cell"]["kind"], run["cell"]["level"]
+    return f"{kind} {100 * level:g}" if level else str(kind)
 
 
 def _spread(values: list[float]) -> str:
@@ -378,12 +406,12 @@ def _spread(values: list[float]) -> str:
     return f"{middle:.3g} ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else f"{middle:.3g}"
 
 
-ORDER = "clean", "labels", "symmetric", "pair", "shuffle", "gauss", "rare"
+ORDER = "clean", "labels 25", "labels 50", "shuffle 50", "gauss 50"
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
     SCALING: (messages, work, memory, unequal),
-    GUARD: (guard_rates, guard_signals, guard_variants),
+    GUARD: (guard_rates, guard_ies, guard_signals, guard_variants),
 }
 
 

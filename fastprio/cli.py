@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process if not given.
 
     Returns:
-        The exit status: 0 done; 2 something is missing or misused, said in one line on stderr; 130 interrupted.
+        The exit status: 0 done; 2 something is missing or misused, said in one line on stderr; 130 interrupted; 141
+        nobody reads the output any more.
 
     Raises:
         SystemExit: from argparse, for --help (0), --version (0) and arguments that it does not understand (2).
@@ -57,12 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 module = importlib.import_module(path)
                 module.add_arguments(command)
         args = parser.parse_args(words)
-        return int(module.run(args))
+        status = int(module.run(args))
+        sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
         print(f"fastprio {called}: {missing} is missing: pip install 'fastprio[{EXTRAS[missing]}]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return 141
     except KeyboardInterrupt:
         return 130

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from fastprio.study.grid import line
+from fastprio.bench import stamp
 from fastprio.study.protocol import Cell, Protocol
+from fastprio.study.provenance import key_of, made_from
 from fastprio.study.report.results import Results, Study
 
 PROTOCOL = Protocol("made up", "digits", "small-cnn", 100, 0, epochs=10, batch_size=10, lr=0.1)
@@ -45,6 +47,7 @@ def made(
     seconds = {"loading": 0.0, "choosing": 0.25, "scoring": 0.0, "forward": 0.25, "backward": 0.5, "evaluation": 9.0}
     result = {
         "error": errors[-1],
+        "diverged": False,
         "class_errors": [errors[-1], errors[-1] + 3.0, errors[-1] + 6.0, errors[-1] + 3.0],
         "curve": curve,
         "epochs": 10,
@@ -55,7 +58,10 @@ def made(
         "detection": dict.fromkeys(("auroc", "precision", "recall", "aside_unaltered")),
         "guard": None,
     }
-    return line(PROTOCOL, Cell(kind, level, method, budget, seed, lr_scale), {**result, **changed})
+    cell = Cell(kind, level, method, budget, seed, lr_scale)
+    # Made up: a file of labels need not be there.
+    made = {**made_from(PROTOCOL, dataclasses.replace(cell, kind="clean")), "cell": dataclasses.asdict(cell)}
+    return {"key": key_of(made), **made, **stamp("tests"), "result": {**result, **changed}}
 
 
 def study(lines: list[dict[str, Any]], timed: list[dict[str, Any]] | None = None) -> Study:

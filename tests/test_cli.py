@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,16 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"fastprio {fastprio.__version__}\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback() -> None:
+    words = [sys.executable, "-c", "import sys; from fastprio.cli import main; sys.exit(main())"]
+    listing = [*words, "study", "run", "paper-small", "--list", "--seeds", "0-999"]
+    process = subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141

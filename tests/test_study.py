@@ -14,10 +14,11 @@ from helpers import generator, volume
 from fastprio.study import training, watch
 from fastprio.study.corruptions import corrupt
 from fastprio.study.data import Data, Split, load
+from fastprio.study.examples import Examples, part_of, whole
 from fastprio.study.files import StudyError
 from fastprio.study.methods import BACKPROPS, METHODS, Setting, find
 from fastprio.study.protocol import Cell, Protocol
-from fastprio.study.training import PARTS, Examples, Run, _detection, part_of
+from fastprio.study.training import PARTS, Run, _detection
 from fastprio.study.watch import Watch
 
 TINY = Protocol("tiny", "digits", "small-cnn-2", 120, 40, epochs=3, batch_size=16, lr=0.05, evaluations=4)
@@ -62,7 +63,7 @@ def test_each_step_has_the_learning_rate_of_its_progress_times_the_cells_scale()
     run, rates, progress = Run(protocol, dataclasses.replace(cell(), lr_scale=3.0)), [], []
     for _ in run.steps():
         rates.append(run.optimizer.param_groups[0]["lr"])
-        progress.append((run.backprops - 16) / 360)  # before the step
+        progress.append(run.backprops / 360)  # with the step
     expected = [0.15 * min(1, at / 0.25) * (0.5 if at >= 0.5 else 1) for at in progress]
     assert rates == pytest.approx(expected, rel=1e-12)
     assert len(rates) == 23  # of three epochs of seven steps and a half
@@ -108,9 +109,9 @@ def numbered(monkeypatch):
         images = torch.arange(begin, begin + n)[:, None, None, None] + torch.arange(64).reshape(8, 8) / 100
         return Split(images, torch.arange(n) % 10)
 
-    whole = Data("numbered", split(300, 0), split(50, 1000), 10)
-    monkeypatch.setattr(training, "_whole", lambda source: whole)
-    return whole
+    data = Data("numbered", split(300, 0), split(50, 1000), 10)
+    monkeypatch.setattr("fastprio.study.examples.whole", lambda source: data)
+    return data
 
 
 def numbers(split):
@@ -209,7 +210,7 @@ def test_an_oracle_has_what_was_not_altered():
     ("changes", "message"),
     [
         ({"examples": 1400}, r"^examples \+ validation = 1440: digits has 1437 training examples$"),
-        ({"model": "large"}, r"^digits: model = 'large': expected one of"),
+        ({"model": "large"}, r"^model = 'large': expected one of .* \(images of digits are \[1, 8, 8\]\)$"),
         ({"device": "abacus"}, r"^device = 'abacus': "),
         ({"data": "nowhere"}, r"^nowhere: no such folder"),
     ],
@@ -225,10 +226,10 @@ def test_an_unknown_method_is_refused_with_those_that_there_are():
         find("magic")
 
 
-def moved(image, down, right, least):
-    """An image [C, H, W] moved by so many pixels, what comes in as dark as can be: pixel by pixel."""
+def moved(image, down, right, black):
+    """An image [C, H, W] moved by so many pixels, what comes in black: pixel by pixel."""
     _, height, width = image.shape
-    out = torch.full_like(image, least)
+    out = black[:, None, None].expand_as(image).clone()
     for y, x in itertools.product(range(height), range(width)):
         if 0 <= y - down < height and 0 <= x - right < width:
             out[:, y, x] = image[:, y - down, x - right]
@@ -240,18 +241,19 @@ def moved(image, down, right, least):
 def test_every_image_is_a_shifted_and_mirrored_original_and_nothing_else(shift, flip):
     rng = generator(shift)
     images = torch.from_numpy(rng.normal(size=(6, 2, 5, 5))).float()
-    original = images.clone()
+    original, black = images.clone(), torch.tensor([-2.5, 0.25])
     places = range(-shift, shift + 1)
     all_of = [
         {
-            (down, right, mirrored): (lambda i: i.flip(-1) if mirrored else i)(moved(image, down, right, images.min()))
+            (down, right, mirrored): (lambda i: i.flip(-1) if mirrored else i)(moved(image, down, right, black))
             for down, right, mirrored in itertools.product(places, places, (False, True)[: 1 + flip])
         }
         for image in original
     ]
-    examples = Examples(Split(images, torch.arange(6)), shift, flip, 3, Watch())
+    examples = Examples(Split(images, torch.arange(6)), black, shift, flip, 3, Watch())
     met = set()
-    for _ in range(volume(60)):
+    for epoch in range(volume(60)):
+        examples.begin(epoch)
         at = rng.integers(0, 6, 8).tolist()
         indices, batch, labels = examples.__getitems__(at)
         assert indices.tolist() == labels.tolist() == at
@@ -261,20 +263,39 @@ def test_every_image_is_a_shifted_and_mirrored_original_and_nothing_else(shift, 
             met.add(how[0])
     assert met == set(all_of[0])  # every place comes
     assert torch.equal(images, original)
-    assert examples.offered == 8 * volume(60)
+    assert examples.offered == 8  # of this epoch
     assert len(examples) == 6
 
 
-def test_the_same_seed_moves_the_same_batches_alike():
+def test_in_an_epoch_of_a_seed_an_example_is_moved_in_one_way_whoever_asks_for_it():
     split = Split(torch.randn(20, 1, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(20))
 
     def batches(seed):
-        examples = Examples(split, 2, True, seed, Watch())
-        return torch.stack([examples.__getitems__(list(range(20)))[1] for _ in range(3)])
+        examples, found = Examples(split, torch.zeros(1), 2, True, seed, Watch()), []
+        for epoch in range(3):
+            examples.begin(epoch)
+            found.append(examples.__getitems__(list(range(20)))[1])
+            assert torch.equal(examples.__getitems__([7, 3, 7])[1], found[-1][[7, 3, 7]])
+        return torch.stack(found)
 
     assert torch.equal(batches(1), batches(1))
     assert not torch.equal(batches(1), batches(2))
     assert not torch.equal(batches(1)[0], batches(1)[1])
+
+
+@pytest.mark.parametrize("method", ["uniform", "oracle SB"])
+@pytest.mark.parametrize("kind", ["clean", "labels", "shuffle", "gauss", "rare"])
+def test_the_border_of_a_moved_image_is_black_whatever_was_done_to_the_images(kind, method):
+    black = float(load("digits").train.images.min())
+    run = Run(like(shift=2), cell(method, kind=kind))
+    images, borders = run.examples.split.images, []
+    for epoch in range(8):
+        run.examples.begin(epoch)
+        _, moved, _ = run.examples.__getitems__(list(range(len(run.examples))))
+        right = [i for i in range(len(moved)) if torch.equal(moved[i, :, :-2, :-2], images[i, :, 2:, 2:])]
+        borders += [moved[i, :, -2:] for i in right] + [moved[i, :, :, -2:].mT for i in right]
+    assert len(borders) > 8
+    assert all((border == black).all() for border in borders)
 
 
 # The run.
@@ -393,7 +414,7 @@ def test_all_methods_but_the_guarded_ones_differ_from_uniform_and_repeat_themsel
         ("random subset", 0.5, 100, 16, 3),  # of 50
         ("IES", 1.0, 119, 8, 14),
         ("SB", 0.5, 120, 16, 6),  # three pools of 32, trained on whole in the first epoch
-        ("SB", 0.4, 100, 30, 2),  # one pool of 75: two batches, and 15 that fill none
+        ("SB", 0.4, 230, 30, 7),  # three pools of 75: seven batches, and 15 that fill none
         ("VR", 0.3, 119, 8, 13),  # four pools of 27: thirteen batches, and 4 that fill none
     ],
 )
@@ -608,9 +629,124 @@ def test_where_nothing_was_altered_nothing_is_detected():
 
 
 def test_a_study_leaves_torch_and_its_data_as_they_were():
-    whole = load("digits")
+    before = load("digits")
     finished(like(shift=1, flip=True), cell("guarded SB"))
-    again = training._whole("digits")
-    for one, other in ((whole.train, again.train), (whole.test, again.test)):
+    again = whole("digits")
+    for one, other in ((before.train, again.train), (before.test, again.test)):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
+
+
+# What each row is.
+
+
+def test_every_row_is_made_of_the_policy_and_the_selector_with_the_arguments_of_its_source():
+    guard = {"chance": math.log(10), "probe": 2, "tau": 1.7, "clearly": 1.2, "share": 0.15, "momentum": 0.5}
+    guard |= {"most": 0.7, "back": 0.05}
+    sb = {"batch_size": 16, "beta": 2.0, "history": 1024, "accept_all_epochs": 1, "least_chance": 0.0, "seed": 4}
+    uniform, infobatch = {"Uniform": {}}, {"ratio": 0.5, "delta": 0.875}
+    expected = {
+        "uniform": (uniform, None),
+        "random subset": ({"RandomSubset": {"keep": 1 / 3, "fresh": False}}, None),
+        "SB": (uniform, {"SelectiveBackprop": sb}),
+        "VR": (
+            uniform,
+            {"VarianceReduction": {"batch_size": 16, "threshold": None, "momentum": 0.9, "unbiased": True, "seed": 4}},
+        ),
+        "InfoBatch": ({"InfoBatch": infobatch}, None),
+        "IES": ({"InstanceEarlyStopping": {"threshold": 0.25, "smooth": 3}}, None),
+        "guarded SB": (
+            {"NoiseGuard": {"inner": "uniform", "inner_config": None, **guard}},
+            {"NoiseGuard": {"inner": "selective_backprop", "inner_config": sb}},
+        ),
+        "guarded InfoBatch": ({"NoiseGuard": {"inner": "infobatch", "inner_config": infobatch, **guard}}, None),
+        "guarded uniform": ({"NoiseGuard": {"inner": "uniform", "inner_config": None, **guard}}, None),
+        "oracle SB": (uniform, {"SelectiveBackprop": sb}),
+    }
+    assert set(expected) == set(METHODS)
+    for name, (policy, selector) in expected.items():
+        one = dataclasses.replace(cell(name, seed=4), budget=1 / 3)
+        protocol = like(probe=2, ies_threshold=0.25)
+        run, made = Run(protocol, one), find(name).made_from(Setting(protocol, one, 10))
+        assert (made["policy"], made["selector"]) == (policy, selector)
+        assert run.loader.store.policy.config() == next(iter(policy.values()))
+        assert (run.selector and run.selector.config()) == (selector and next(iter(selector.values())))
+
+
+def test_the_optimizer_is_the_protocols():
+    (group,) = Run(like(lr=0.25, momentum=0.75, weight_decay=0.125), cell()).optimizer.param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.25, 0.75, 0.125, True)
+
+
+def test_variance_reduction_selects_where_its_scores_are_uneven():
+    run = Run(like(epochs=20), cell("VR", kind="clean", level=0.0, budget=1 / 3))
+    run.selector.threshold, run.selector.momentum = 1.01, 0.0
+    for _ in run.steps():
+        pass
+    result = run.result()
+    assert result["scored"] > 0
+    assert result["backprops"] < 20 * 96  # of which a third where it selects
+    assert result["backprops"] == 16 * round(result["backprops"] / 16)
+
+
+# What cannot go on.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_diverges_ends_and_is_measured_as_it_is(method):
+    run = finished(like(lr=1e9), cell(method))
+    result = run.result()
+    assert result["diverged"]
+    assert result["backprops"] < 180
+    assert len(result["curve"]) == 4
+    assert result["error"] > 60
+    assert result["curve"][-1]["loss"] is None or math.isfinite(result["curve"][-1]["loss"])
+    assert not finished(TINY, cell(method)).result()["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("uniform", {"examples": 15}, "^uniform: less than a batch of 16 is left of 15 examples$"),
+        ("SB", {"examples": 31}, "^SB 50 %: less than a batch of 32 is left of 31 examples$"),
+        ("random subset", {"examples": 16}, "^random subset 50 %: no whole batch came of 16 examples$"),
+        ("InfoBatch", {"examples": 15}, "^InfoBatch: no whole batch came of 15 examples$"),
+    ],
+)
+def test_too_few_examples_for_a_batch_are_an_error_and_not_a_run_without_end(method, changes, message):
+    with pytest.raises(StudyError, match=message):
+        finished(like(**changes), cell(method))
+
+
+def test_a_guard_that_leaves_less_than_a_batch_is_an_error_and_not_a_run_without_end(monkeypatch):
+    monkeypatch.setattr(Setting, "chance", 0.01)
+    with pytest.raises(StudyError, match=r"^guarded SB 25 %: less than a batch of 64 is left of 66 examples$"):
+        finished(like(examples=66, epochs=12), cell("guarded SB", budget=1 / 4))
+
+
+def test_an_oracle_to_whom_nothing_is_left_says_so():
+    with pytest.raises(StudyError, match=r"^every example is altered"):
+        Run(TINY, cell("oracle SB", kind="symmetric", level=1.0))
+
+
+# Elsewhere.
+
+
+def test_what_an_accelerator_is_still_at_is_on_the_clock_of_what_asked_for_it(monkeypatch):
+    now, left = [0.0], [0.0]
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
+
+    def settle():
+        now[0] += left[0]
+        left[0] = 0.0
+
+    timed = Watch(settle)
+    with timed("forward"):
+        left[0] += 8.0  # asked for, and not waited for
+        with timed("choosing"):
+            left[0] += 1.0
+        left[0] += 2.0
+    with timed(""):
+        settle()
+    assert {name: seconds for name, seconds in timed.seconds.items() if name} == {"forward": 10.0, "choosing": 1.0}
+    assert timed.seconds[""] == 0.0

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ALL_COMPLETED
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import generator
 
+from fastprio import policies, selectors
 from fastprio.cli import main
-from fastprio.study import command, grid
+from fastprio.study import command, grid, provenance
+from fastprio.study.data import load
 from fastprio.study.files import StudyError
 from fastprio.study.methods import METHODS
 from fastprio.study.presets import PRESETS
-from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.protocol import Cell, Protocol
+from fastprio.study.provenance import key_of, made_from
 from fastprio.study.report.results import Results
 from fastprio.study.timing import in_turns
 
@@ -197,6 +204,12 @@ def changed(line, **values):
     return json.dumps({**json.loads(line), **values})
 
 
+def rekeyed(line, **values):
+    """A line as it would be, had it been made from something else."""
+    run = {**json.loads(line), **values}
+    return json.dumps({**run, "key": key_of({name: run[name] for name in grid.MADE_FROM})})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,20 +221,14 @@ def changed(line, **values):
         (lambda line: "\x00\udcff", "line 2: not a run of this version: "),
         *(
             (lambda line, name=name: json.dumps({k: v for k, v in json.loads(line).items() if k != name}), "not a run")
-            for name in ("key", "protocol", "cell", "result")
+            for name in ("key", *grid.MADE_FROM, "result")
         ),
         (lambda line: changed(line, cell={"kind": "clean"}), "line 2: not a run of this version: "),
         (lambda line: changed(line, protocol={"drops": 5}), "line 2: not a run of this version: "),
         (lambda line: changed(line, key="0" * 16), "line 2: its key is not that of its settings$"),
         (lambda line: changed(line, cell=vars(CELLS[2])), "line 2: its key is not that of its settings$"),
-        (
-            lambda line: changed(
-                line,
-                protocol={**vars(TINY), "lr": 1.0},
-                key=key_of(Protocol(**{**vars(TINY), "lr": 1.0}), CELLS[1]),
-            ),
-            "line 2: another protocol than in line 1",
-        ),
+        (lambda line: changed(line, data="0" * 16), "line 2: its key is not that of its settings$"),
+        (lambda line: rekeyed(line, protocol={**vars(TINY), "lr": 1.0}), "line 2: another protocol than in line 1"),
     ],
 )
 def test_a_foreign_line_is_refused_by_its_number_and_nothing_is_changed(folder, change, message):
@@ -247,14 +254,12 @@ def test_a_folder_with_runs_of_another_protocol_is_refused_with_what_differs(fol
 
 
 def test_two_processes_are_never_at_work_in_one_folder(folder):
-    with grid.appending(folder, TINY):
-        with pytest.raises(StudyError, match=r"another process is at work in it$"), grid.appending(folder, TINY):
-            pass
-        assert len(grid.read(folder)) == 2  # to read is allowed
-        with grid.appending(folder, TINY, grid.TIMES):  # another file
-            pass
-    with grid.appending(folder, TINY):
-        pass
+    for name in (grid.FILE, grid.TIMES):  # and so none is timed while another one makes runs
+        with grid.appending(folder, TINY, name):
+            for other in (grid.FILE, grid.TIMES):
+                with pytest.raises(StudyError, match=r"another process is at work in it$"):
+                    grid.appending(folder, TINY, other).__enter__()
+            assert len(grid.read(folder)) == 2  # to read is allowed
 
 
 def test_where_nothing_can_be_written_one_line_says_so(tmp_path):
@@ -272,11 +277,95 @@ def test_the_key_is_of_every_setting():
         "flip": True,
     }
     assert set(others) == set(vars(TINY))
-    keys = [key_of(Protocol(**{**vars(TINY), name: value}), cell) for name, value in others.items()]
+    made = made_from(TINY, cell)
+    keys = [key_of({**made, "protocol": {**made["protocol"], name: value}}) for name, value in others.items()]
     changed_cells = {"kind": "clean", "level": 0.25, "method": "SB", "budget": 0.5, "seed": 9, "lr_scale": 2.0}
     assert set(changed_cells) == set(vars(cell))
-    keys += [key_of(TINY, Cell(**{**vars(cell), name: value})) for name, value in changed_cells.items()]
-    assert len({key_of(TINY, cell), *keys}) == 1 + len(keys)
+    keys += [key_of({**made, "cell": {**made["cell"], name: value}}) for name, value in changed_cells.items()]
+    keys += [key_of({**made, name: 0}) for name in grid.MADE_FROM]
+    assert set(made) == set(grid.MADE_FROM)
+    assert len({key_of(made), *keys}) == 1 + len(keys)
+
+
+def test_what_a_run_was_made_from_is_more_than_its_settings(tmp_path, monkeypatch):
+    """The arguments of its policy and its selector, the data, a file's labels, and the code."""
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.arange(1437) % 10)
+    cell = Cell(f"file:{labels}", 1.0, "guarded SB", 1 / 3, 0)
+    before = made_from(TINY, cell)
+    assert before == made_from(TINY, cell)
+    np.save(labels, np.arange(1437) % 9)
+    assert differing(before, made_from(TINY, cell)) == {"labels"}
+    before = made_from(TINY, cell)
+    row = METHODS["guarded SB"]
+    other_policy = dataclasses.replace(row, policy=lambda s: policies.NoiseGuard("uniform", s.chance, tau=2.0))
+    other_selector = dataclasses.replace(row, selector=lambda s: selectors.NoiseGuard(selectors.TopLoss(16)))
+    for other in (other_policy, other_selector, dataclasses.replace(row, pooled=False)):
+        with monkeypatch.context() as patch:
+            patch.setitem(METHODS, "guarded SB", other)
+            assert differing(before, made_from(TINY, cell)) == {"method"}
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "CODE", provenance.CODE + 1)
+        assert differing(before, made_from(TINY, cell)) == {"code"}
+    digits = load("digits")
+    for split in (digits.train, digits.test):
+        for tensor in (split.images, split.labels):
+            provenance._data.cache_clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(provenance, "whole", lambda source: digits)
+                tensor[-1] += 1
+                assert differing(before, made_from(TINY, cell)) == {"data"}
+                tensor[-1] -= 1
+    provenance._data.cache_clear()
+    assert before == made_from(TINY, cell)
+
+
+def differing(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_folder_with_runs_made_from_something_else_is_refused_with_what_differs(folder, monkeypatch):
+    before = (folder / grid.FILE).read_bytes()
+    monkeypatch.setattr(provenance, "CODE", provenance.CODE + 1)
+    sb = dataclasses.replace(METHODS["SB"], selector=lambda s: selectors.SelectiveBackprop(16, 2.0, 512))
+    monkeypatch.setitem(METHODS, "SB", sb)
+    code = f"code = {provenance.CODE - 1} there, {provenance.CODE}"
+    with pytest.raises(StudyError, match=rf"made from something else \({code}\): use another folder$"):
+        grid.run_all(folder, TINY, CELLS, 1, lambda *_: None)
+    monkeypatch.setattr(provenance, "CODE", provenance.CODE - 1)
+    with pytest.raises(StudyError, match=r"\(history = 1024 there, 512\): use another folder$"):
+        grid.run_all(folder, TINY, CELLS, 1, lambda *_: None)
+    assert (folder / grid.FILE).read_bytes() == before
+
+
+def test_what_no_longer_fits_on_the_disk_is_one_line_and_the_part_that_did_is_dropped(folder):
+    first, run = grid.read(folder)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (folder / grid.FILE).stat().st_size
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with grid.appending(folder, TINY) as add:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limit[1]))
+            with pytest.raises(StudyError, match=r"cells.jsonl: cannot be written: "):
+                add(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert grid.read(folder) == [first, run]
+    with grid.appending(folder, TINY) as add:
+        add(run)
+    assert grid.read(folder) == [first, run, run]
+
+
+def test_runs_that_were_finished_together_are_stored_before_any_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "FIRST_COMPLETED", ALL_COMPLETED)
+
+    def told(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grid.run_all(tmp_path, TINY, CELLS[:2], 2, told)
+    assert {grid.cell_of(run) for run in grid.read(tmp_path)} == set(CELLS[:2])
 
 
 # In turns.
@@ -331,7 +420,6 @@ def test_every_run_of_a_preset_can_be_made_and_comes_once():
         assert len(set(cells)) == len(cells)
         assert {cell.method for cell in cells} <= set(METHODS)
         assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-        assert len({key_of(preset.protocol, cell) for cell in cells}) == len(cells)
 
 
 # The command.
@@ -371,7 +459,7 @@ def said(capsys, *words):
             (["--columns", f"clean,{text}"], f"--columns {text}: expected clean, file:PATH, or KIND:LEVEL")
             for text in (
                 *("labels", "symmetric", "pair", "shuffle", "gauss", "rare", "rare:", "rare:-0.1", "labels:2"),
-                *("labels:nan", "labels:half", "salt:0.5", "clean:0", "clean:0.5", ":0.5", "0.5", ":", "file:a:2"),
+                *("labels:nan", "labels:half", "salt:0.5", "clean:0", "clean:0.5", ":0.5", "0.5", ":", "file:"),
             )
         ),
         (["--columns", ""], "--columns : expected clean, "),
@@ -413,7 +501,7 @@ def test_what_the_command_does_not_know_is_status_2(capsys, words):
     ("words", "message"),
     [
         (["--set=data=nowhere"], "nowhere: no such folder"),
-        (["--set=model=small"], "digits: model = 'small': expected one of"),
+        (["--set=model=small"], "model = 'small': expected one of"),
         (["--set=examples=2000"], "examples + validation = 2200: digits has 1437 training examples"),
         (["--set=device=abacus"], "device = 'abacus': "),
         (["--columns=file:nowhere.npy"], "nowhere.npy: cannot be read as labels"),
@@ -465,7 +553,25 @@ def test_methods_columns_and_seeds_choose_among_the_runs():
     assert [cell.seed for cell in some] == sorted(cell.seed for cell in some)
     assert len(set(some)) == len(some) == 9
     _, some = chosen("quick", "--methods", "uniform", "--columns", "file:/a/b.npy,file:c:0.5", "--seeds", "3")
-    assert [(cell.kind, cell.level, cell.seed) for cell in some] == [("file:/a/b.npy", 1.0, 3), ("file:c", 0.5, 3)]
+    assert {(cell.kind, cell.level, cell.seed) for cell in some} == {("file:/a/b.npy", 1, 3), ("file:c:0.5", 1, 3)}
+
+
+def test_choosing_takes_away_and_adds_only_what_the_preset_does_not_have():
+    _, cells = chosen("paper-small")
+    columns = {(cell.kind, cell.level) for cell in cells}
+    words = ",".join("clean" if kind == "clean" else f"{kind}:{level}" for kind, level in columns)
+    assert chosen("paper-small", "--columns", words)[1] == cells
+    assert chosen("paper-small", "--seeds", "0-5")[1] == cells
+    _, some = chosen("paper-small", "--columns", "shuffle:0.25,labels:0.5", "--seeds", "1-4")
+    wanted = (("shuffle", 0.25), ("labels", 0.5))
+    assert some == [cell for cell in cells if (cell.kind, cell.level) in wanted and 1 <= cell.seed <= 4]
+    _, some = chosen("paper-small", "--columns", "pair:0.25", "--seeds", "0")
+    rows = {cell.row for cell in cells if cell.kind == "clean" and cell.seed == 0 and cell.lr_scale == 1}
+    assert {cell.row for cell in some} == rows
+    assert len(some) == len(rows)
+    _, some = chosen("paper-small", "--columns", "clean", "--seeds", "9")
+    first = [cell for cell in cells if cell.kind == "clean" and cell.seed == 0]
+    assert some == [dataclasses.replace(cell, seed=9) for cell in first]
 
 
 def test_settings_are_of_the_kind_that_they_had():

@@ -90,6 +90,21 @@ def test_any_part_of_a_study_makes_a_report_that_says_what_is_missing(tmp_path):
         assert "None" not in text
 
 
+def test_the_report_says_what_each_row_was_made_of_and_which_runs_diverged(tmp_path):
+    runs = [made("clean", 0.0, "SB", THIRD, seed, [50.0, 40.0], diverged=seed == 1) for seed in (0, 1)]
+    store(tmp_path, [*runs, made("clean", 0.0, "InfoBatch", 1.0, 0, UNIFORM)])
+    text = write(tmp_path)[0].read_text()
+    made_of = (
+        "Uniform(); SelectiveBackprop(batch_size=10, beta=2.0, history=1024, accept_all_epochs=1, least_chance=0.0)"
+    )
+    assert f"| SB 33 % | {made_of} |" in text
+    assert "| InfoBatch | InfoBatch(ratio=0.5, delta=0.875) |" in text
+    assert "measured as it was): clean, SB 33 %, seed 1.\n" in text
+    (tmp_path / "whole").mkdir()
+    store(tmp_path / "whole", runs[:1])
+    assert "iverged" not in write(tmp_path / "whole")[0].read_text()
+
+
 def test_a_preset_that_is_not_finished_has_the_rest_listed(tmp_path):
     preset = PRESETS["quick"]
     result = guarded("clean", 0.0, 0, 9.0, aside_unaltered=0.0)["result"]

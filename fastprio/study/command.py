@@ -15,11 +15,12 @@ from fastprio.study.corruptions import KINDS
 from fastprio.study.files import StudyError
 from fastprio.study.methods import find
 from fastprio.study.presets import PRESETS
-from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.protocol import Cell, Protocol
 from fastprio.study.timing import in_turns
 
 SILENCE = 30.0
 """Seconds between two lines of ``Share``."""
+MORE = "what the preset does not have gets the rows of its"
 SETTINGS = {field.name: field for field in dataclasses.fields(Protocol) if field.name != "name"}
 
 
@@ -35,10 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = action.add_argument
         add("--out", metavar="DIR", help="where finished runs are kept (default: fastprio-study/PRESET)")
         add("--methods", metavar="NAME,...", help="only these")
-        add("--columns", metavar="KIND:LEVEL,...", help="only these corruptions, as in 'clean,labels:0.5'")
-        add("--seeds", metavar="A-B", help="these seeds of everything, in place of the preset's")
+        add("--columns", metavar="KIND:LEVEL,...", help=f"only these, as in 'clean,labels:0.5'; {MORE} clean data")
         add("--set", metavar="NAME=VALUE", action="append", default=[], help="another setting of the protocol")
         add("--list", action="store_true", help="print the runs, and what is done of them, and do nothing")
+    run.add_argument("--seeds", metavar="A-B", help=f"only these; {MORE} seed 0")
+    help = f"only these (default: %(default)s); {MORE} seed 0. A seed's column is kept once all its runs are finished"
+    timing.add_argument("--seeds", metavar="A-B", default="0", help=help)
     report = actions.add_parser("report", help="write tables and pictures of the runs in a folder")
     report.add_argument("folder", metavar="DIR")
 
@@ -76,6 +79,7 @@ def cells_for(args: argparse.Namespace) -> list[Cell]:
     Raises: StudyError: an unknown method or column, or seeds that are none.
     """
     cells = PRESETS[args.preset].cells()
+    first = cells[0].seed
     if args.methods is not None:
         names = args.methods.split(",")
         for name in names:
@@ -83,22 +87,31 @@ def cells_for(args: argparse.Namespace) -> list[Cell]:
         cells = [cell for cell in cells if cell.method in names]
     if args.columns is not None:
         wanted = [_column(text) for text in args.columns.split(",")]
-        cells = [dataclasses.replace(cell, kind=kind, level=level) for kind, level in wanted for cell in cells]
+        new = set(wanted) - {(cell.kind, cell.level) for cell in cells}
+        plain = [cell for cell in cells if cell.kind == "clean" and cell.lr_scale == 1]
+        cells = [cell for cell in cells if (cell.kind, cell.level) in wanted]
+        cells += [dataclasses.replace(cell, kind=kind, level=level) for kind, level in sorted(new) for cell in plain]
     if args.seeds is not None:
-        cells = [dataclasses.replace(cell, seed=seed) for seed in _seeds(args.seeds) for cell in cells]
-    return list(dict.fromkeys(cells))
+        seeds = _seeds(args.seeds)
+        more = [seed for seed in seeds if seed not in {cell.seed for cell in cells}]
+        plain = [cell for cell in cells if cell.seed == first]
+        cells = [cell for cell in cells if cell.seed in seeds]
+        cells += [dataclasses.replace(cell, seed=seed) for seed in more for cell in plain]
+    return sorted(dict.fromkeys(cells), key=lambda cell: cell.seed)
 
 
 def _column(text: str) -> tuple[str, float]:
     if text == "clean":
         return text, 0.0
+    if text.startswith("file:") and text != "file:":
+        return text, 1.0
     kind, _, level = text.rpartition(":")
     known = [name for name in (*KINDS, "rare") if name != "clean"]
     try:
         share = float(level)
     except ValueError:
-        kind, share = text, 1.0
-    if not (kind.startswith("file:") or (kind in known and kind != text)) or not 0 <= share <= 1:
+        share = -1.0
+    if kind not in known or not 0 <= share <= 1:
         raise StudyError(
             f"--columns {text}: expected clean, file:PATH, or KIND:LEVEL with KIND one of {', '.join(known)} "
             "and 0 <= LEVEL <= 1"
@@ -166,9 +179,9 @@ def make_runs(args: argparse.Namespace) -> None:
 
 
 def _list(protocol: Protocol, cells: list[Cell], runs: list[dict[str, Any]]) -> None:
-    have = {run["key"] for run in runs}
+    have = {grid.cell_of(run) for run in runs if grid.protocol_of(run) == protocol}
     for cell in cells:
-        done = "done" if key_of(protocol, cell) in have else "    "
+        done = "done" if cell in have else "    "
         print(f"{done}  {cell.column}, {cell.row}, seed {cell.seed}")
 
 
@@ -184,9 +197,9 @@ def make_times(args: argparse.Namespace) -> None:
     for cell in cells:
         groups.setdefault((cell.column, cell.seed), []).append(cell)
     with grid.appending(folder, protocol, grid.TIMES) as add:
-        have = {run["key"] for run in grid.read(folder, grid.TIMES)}
+        have = {grid.cell_of(run) for run in grid.read(folder, grid.TIMES)}
         for (column, seed), group in groups.items():
-            if all(key_of(protocol, cell) in have for cell in group):
+            if have.issuperset(group):
                 continue
             print(f"{column}, seed {seed}: {len(group)} runs in turns", flush=True)
             # Seconds of different times are not to be compared: a group that was cut when it was stored is made again

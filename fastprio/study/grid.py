@@ -1,14 +1,14 @@
 """A study's folder: runs are made by worker processes, and each finished one is a line of a file.
 
-``cells.jsonl`` has a line of JSON for each run: the key (a hash of every setting), the protocol, the cell, versions,
-machine and date, and the result. A line is written whole and synced before the next run of its worker begins, so that
-a study that is stopped at any moment has lost at most the runs under way.
+``cells.jsonl`` has a line of JSON for each run: what it was made from, the hash of that, versions, machine and date,
+and the result. A line is written whole and synced before the next run of its worker begins, so that a study that is
+stopped at any moment has lost at most the runs under way.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -27,12 +27,14 @@ import torch
 
 from fastprio.bench import stamp
 from fastprio.study.files import StudyError
-from fastprio.study.protocol import Cell, Protocol, key_of
+from fastprio.study.protocol import Cell, Protocol
+from fastprio.study.provenance import key_of, made_from
 from fastprio.study.training import Run
 
 FILE = "cells.jsonl"
 TIMES = "times.jsonl"
 """The same, of runs that were made in turns: their seconds may be compared."""
+MADE_FROM = "protocol", "cell", "method", "data", "labels", "code"
 
 
 def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
@@ -50,10 +52,11 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             run = json.loads(line)
-            key, protocol, cell, _ = run["key"], protocol_of(run), cell_of(run), run["result"]
+            key, made, _ = run["key"], {name: run[name] for name in MADE_FROM}, run["result"]
+            protocol_of(run), cell_of(run)
         except (ValueError, TypeError, KeyError) as error:
             raise StudyError(f"{path}, line {number}: not a run of this version: {error}") from error
-        if key != key_of(protocol, cell):
+        if key != key_of(made):
             raise StudyError(f"{path}, line {number}: its key is not that of its settings")
         if found and run["protocol"] != found[0]["protocol"]:
             raise StudyError(f"{path}, line {number}: another protocol than in line 1: a folder has the runs of one")
@@ -75,35 +78,58 @@ def cell_of(run: dict[str, Any]) -> Cell:
 def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Callable[..., None]]:
     """The folder for writing, by one process at a time: gives a function that adds runs, of one call in one write.
 
-    Raises: StudyError: another process has it, or it has runs of another protocol.
+    Raises: StudyError: another process has it, it has runs that would be made from something else now, or it cannot be
+    written.
     """
-    path = folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, whole)
+            # The whole folder: seconds are not to be measured while other runs are made.
+            fcntl.flock(whole, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context((folder / name).open("a+b", buffering=0))
         except BlockingIOError as error:
             raise StudyError(f"{folder}: another process is at work in it") from error
-        runs = read(folder, name)
-        if runs and protocol_of(runs[0]) != protocol:
-            differ = [
-                f"{field.name} = {getattr(protocol_of(runs[0]), field.name)!r} there, {getattr(protocol, field.name)!r}"
-                for field in dataclasses.fields(Protocol)
-                if getattr(protocol_of(runs[0]), field.name) != getattr(protocol, field.name)
-            ]
-            raise StudyError(f"{folder} has runs of another protocol ({'; '.join(differ)}): use another folder")
+        except OSError as error:
+            raise _unwritable(folder / name, error) from error
+        for run in read(folder, name):
+            _check(folder, run, protocol)
         _drop_cut_line(file)
 
         def add(*runs: dict[str, Any]) -> None:
-            file.write(b"".join(json.dumps(run).encode() + b"\n" for run in runs))
-            file.flush()
-            os.fsync(file.fileno())
+            lines = b"".join(json.dumps(run).encode() + b"\n" for run in runs)
+            try:
+                if file.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise _unwritable(folder / name, error) from error
 
         yield add
+
+
+def _unwritable(path: Path, error: OSError) -> StudyError:
+    return StudyError(f"{path}: cannot be written: {error.strerror}")
+
+
+def _check(folder: Path, run: dict[str, Any], protocol: Protocol) -> None:
+    """Raises StudyError for a run of another protocol, or that would be made from something else now."""
+    # As it comes back from a file: lists for tuples.
+    now = json.loads(json.dumps(made_from(protocol, cell_of(run))))
+    differ = [
+        f"{name} = {before!r} there, {after!r}"
+        for part in MADE_FROM
+        for name, before, after in _differences(part, run[part], now[part])
+    ]
+    if differ:
+        raise StudyError(f"{folder} has runs made from something else ({'; '.join(differ)}): use another folder")
+
+
+def _differences(name: str, before: Any, after: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        return [found for key in before for found in _differences(key, before[key], after[key])]
+    return [] if before == after else [(name, before, after)]
 
 
 def _drop_cut_line(file: Any) -> None:
@@ -130,13 +156,8 @@ def finish(protocol: Protocol, cell: Cell) -> dict[str, Any]:
 
 def line(protocol: Protocol, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
     """What is stored of a run."""
-    return {
-        "key": key_of(protocol, cell),
-        "protocol": dataclasses.asdict(protocol),
-        "cell": dataclasses.asdict(cell),
-        **stamp("fastprio study"),
-        "result": result,
-    }
+    made = made_from(protocol, cell)
+    return {"key": key_of(made), **made, **stamp("fastprio study"), "result": result}
 
 
 @contextlib.contextmanager
@@ -177,8 +198,8 @@ def run_all(
     Raises: StudyError: a worker that was killed; or what a run raised. What was finished is stored.
     """
     with appending(folder, protocol) as add:
-        have = {run["key"] for run in read(folder)}
-        waiting = [cell for cell in cells if key_of(protocol, cell) not in have]
+        have = {cell_of(run) for run in read(folder)}
+        waiting = [cell for cell in cells if cell not in have]
         done = len(cells) - len(waiting)
         if not waiting:
             return 0
@@ -195,12 +216,13 @@ def run_all(
                 if not under_way:
                     return len(waiting)
                 ready, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                # Those that failed last: what is finished is stored before the first of them raises.
-                for future in sorted(ready, key=lambda future: future.exception() is not None):
-                    made = future.result()
-                    add(made)
+                made = [future.result() for future in ready if future.exception() is None]
+                add(*made)
+                for run in made:
                     done += 1
-                    told(made, done, len(cells))
+                    told(run, done, len(cells))
+                for future in ready:
+                    future.result()  # raises what it raised
         except BrokenProcessPool as error:
             raise StudyError(
                 f"a worker process was killed, perhaps for want of memory; {folder} has the runs that were finished: "

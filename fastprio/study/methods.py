@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastprio import policies, selectors
 from fastprio.policies import Policy
@@ -50,6 +51,12 @@ class Method:
     pooled: bool = False
     oracle: bool = False
 
+    def made_from(self, setting: Setting) -> dict[str, Any]:
+        """Its policy and its selector with all their arguments, and when it ends, as plain values."""
+        parts = {"policy": self.policy(setting), "selector": self.selector and self.selector(setting)}
+        made = {name: part and {type(part).__qualname__: part.config()} for name, part in parts.items()}
+        return {**made, "ends": self.ends, "pooled": self.pooled, "oracle": self.oracle}
+
 
 def _uniform(s: Setting) -> Policy:
     return policies.Uniform()
@@ -76,14 +83,15 @@ METHODS: dict[str, Method] = {
     ),
     "SB": Method("Selective-Backprop", _uniform, _selective_backprop, BACKPROPS, pooled=True),
     "VR": Method(
-        "variance-reduction importance sampling, at most so much of what is offered",
+        "variance-reduction importance sampling by losses, at most so much of what is offered: with the trigger and "
+        "the weights of Katharopoulos and Fleuret, ICML 2018 (that of arXiv 2107.07741 seems to have had no weights)",
         _uniform,
         lambda s: selectors.VarianceReduction(s.protocol.batch_size, seed=s.cell.seed),
         pooled=True,
     ),
     "InfoBatch": Method("random pruning of easy examples, rescaled", _infobatch),
     "IES": Method(
-        "instance-dependent early stopping",
+        "instance-dependent early stopping (its code's threshold is 0.001, for 200 epochs)",
         lambda s: policies.InstanceEarlyStopping(s.protocol.ies_threshold),
     ),
     "guarded SB": Method(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 
 from fastprio.study.files import StudyError
@@ -105,9 +102,3 @@ class Cell:
         """The method: "SB 33 %", say; without the share where it is 1."""
         scaled = "" if self.lr_scale == 1 else f", learning rate x {self.lr_scale:g}"
         return self.method + ("" if self.budget == 1 else f" {100 * self.budget:.0f} %") + scaled
-
-
-def key_of(protocol: Protocol, cell: Cell) -> str:
-    """The hash under which a finished run is stored: of every setting of the protocol and of the cell."""
-    settings = {"protocol": dataclasses.asdict(protocol), "cell": dataclasses.asdict(cell)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from fastprio.loader import PriorityLoader
 from fastprio.policies import NoiseGuard, observations
-from fastprio.study.corruptions import corrupt
-from fastprio.study.data import Data, Split, identity, load
+from fastprio.study.data import Split, identity
+from fastprio.study.examples import Examples, part_of
 from fastprio.study.files import StudyError
 from fastprio.study.methods import BACKPROPS, Setting, find
 from fastprio.study.models import evaluate, make_model
@@ -26,87 +24,8 @@ PARTS = ("loading", "choosing", "scoring", "forward", "backward")
 """What a run's seconds are made of; evaluation is beside them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What a run trains on, and what it is measured on.
-
-    train: [n]. held_out: clean. altered: bool [n], whose label or image is not the original one. classes: of the set.
-    """
-
-    train: Split
-    held_out: Split
-    altered: Any
-    classes: int
-
-
-@functools.cache
-def _whole(source: str) -> Data:
-    return load(source)
-
-
-def part_of(protocol: Protocol, cell: Cell) -> Part:
-    """The seed's subset, corrupted. It depends on nothing else, and so is the same for all methods.
-
-    Raises: StudyError: data that are absent, damaged or too few.
-    """
-    whole = _whole(protocol.data)
-    n, wanted = len(whole.train), protocol.examples + protocol.validation
-    if wanted > n:
-        raise StudyError(f"examples + validation = {wanted}: {whole.name} has {n} training examples")
-    order = torch.from_numpy(np.random.default_rng([cell.seed, 2]).permutation(n)[:wanted])
-    train, rest = order[: protocol.examples], order[protocol.examples :]
-    if cell.kind.startswith("file:"):  # labels of all training examples, in the order of the data set
-        of_all = corrupt(whole.train, whole.classes, cell.kind, cell.level, cell.seed)
-        split, altered = _rows(of_all.split, train), of_all.altered[train.numpy()]
-    else:
-        made = corrupt(_rows(whole.train, train), whole.classes, cell.kind, cell.level, cell.seed)
-        split, altered = made.split, made.altered
-    held_out = whole.test if protocol.evaluate == "test" else _rows(whole.train, rest)
-    return Part(split, held_out, altered, whole.classes)
-
-
-def _rows(split: Split, at: Tensor) -> Split:
-    return Split(split.images[at], split.labels[at])
-
-
-def _moved(split: Split, device: str) -> Split:
-    return Split(split.images.to(device), split.labels.to(device))
-
-
-class Examples(Dataset[Any]):
-    """A split that gives whole batches: (indices int64 [B], images float32 [B, C, H, W], labels int64 [B]).
-
-    Args:
-        shift: each image is moved by up to so many pixels, its border as far as black; flip: and mirrored or not.
-        seed: of that. The same batches in the same order are moved in the same way.
-    """
-
-    def __init__(self, split: Split, shift: int, flip: bool, seed: int, watch: Watch) -> None:
-        self.split, self.shift, self.flip, self.watch = split, shift, flip, watch
-        self.offered = 0
-        self._rng = np.random.default_rng([seed, 3])
-        size = split.images.shape[-2:]
-        padded = nn.functional.pad(split.images, (shift,) * 4, value=float(split.images.min())) if shift else None
-        # A view: every place that the image can have in the padded one.
-        self._placed = None if padded is None else padded.unfold(2, size[0], 1).unfold(3, size[1], 1)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch, moved at random."""
-        with self.watch("loading"):
-            at = torch.tensor(indices)
-            if self._placed is None:
-                images = self.split.images[at]
-            else:
-                rows, columns = torch.from_numpy(self._rng.integers(0, 2 * self.shift + 1, (2, len(at))))
-                images = self._placed[at, :, rows, columns]
-            if self.flip:
-                mirrored = torch.from_numpy(self._rng.random(len(at)) < 0.5)
-                images[mirrored] = images[mirrored].flip(-1)
-            self.offered += len(at)
-            return at, images, self.split.labels[at]
+class _DivergedError(Exception):
+    """A loss is not finite."""
 
 
 class _Loader(PriorityLoader):
@@ -126,6 +45,10 @@ class _Loader(PriorityLoader):
         return self._priority.planned
 
 
+def _moved(split: Split, device: str) -> Split:
+    return Split(split.images.to(device), split.labels.to(device))
+
+
 class Run:
     """A run. ``steps()`` trains; ``result()`` is what it measured.
 
@@ -133,26 +56,28 @@ class Run:
     """
 
     def __init__(self, protocol: Protocol, cell: Cell) -> None:
-        self.protocol, self.cell, self.watch = protocol, cell, Watch()
+        self.protocol, self.cell = protocol, cell
         try:
             torch.empty(0, device=protocol.device)
         except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
             raise StudyError(f"device = {protocol.device!r}: {str(error).splitlines()[0]}") from error
+        # What an accelerator is still at would be on the clock of whatever waits for it next.
+        kind = torch.device(protocol.device).type
+        self.watch = Watch(None if kind == "cpu" else getattr(torch, kind).synchronize)
         part = part_of(protocol, cell)
         self.held_out, self.altered = _moved(part.held_out, protocol.device), part.altered
         self.method, self.setting = find(cell.method), Setting(protocol, cell, part.classes)
         # Of the examples that there are, the altered ones too where an oracle takes them away.
         self.budget = round(cell.budget * len(self.altered) * protocol.epochs)
         if self.method.oracle:
-            kept = np.flatnonzero(~part.altered)
-            part = dataclasses.replace(part, train=_rows(part.train, torch.from_numpy(kept)))
-            self.altered = self.altered[kept]
+            part = part.without_altered()
+            self.altered = part.altered
         _, channels, *size = part.train.images.shape
         torch.manual_seed(cell.seed)
         try:
             model = make_model(protocol.model, channels, (size[0], size[1]), part.classes)
         except ValueError as error:
-            raise StudyError(f"{protocol.data}: {error}") from error
+            raise StudyError(f"{error} (images of {protocol.data} are {list(part.train.images.shape[1:])})") from error
         self.model: nn.Module = model.to(protocol.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -161,11 +86,11 @@ class Run:
             nesterov=True,
             weight_decay=protocol.weight_decay,
         )
-        self.examples = Examples(part.train, protocol.shift, protocol.flip, cell.seed, self.watch)
-        pool = 1 / cell.budget if self.method.pooled else 1.0
+        self.examples = Examples(part.train, part.black, protocol.shift, protocol.flip, cell.seed, self.watch)
+        self.pool = round(protocol.batch_size * (1 / cell.budget if self.method.pooled else 1.0))
         self.loader = _Loader(
             self.examples,
-            round(pool * protocol.batch_size),
+            self.pool,
             policy=self.method.policy(self.setting),
             epochs=None if self.method.ends == BACKPROPS else protocol.epochs,
             seed=cell.seed,
@@ -175,9 +100,10 @@ class Run:
         self.loader.on_the_clock(self.watch)
         self.selector = None if self.method.selector is None else self.method.selector(self.setting)
         self.epoch = self.backprops = self.scored = 0
+        self.diverged = False
         self.altered_backprops = 0
         self.last_loss = np.full(len(part.train), np.nan, np.float32)
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, float | None]] = []
         self.right: Tensor
         """bool [held out], what the last evaluation got right."""
 
@@ -197,9 +123,24 @@ class Run:
         return self.epoch >= self.protocol.epochs
 
     def steps(self) -> Iterator[None]:
-        """Trains to the end, a batch whenever the iterator is advanced. What passes between is on no clock."""
+        """Trains to the end, a batch whenever the iterator is advanced. What passes between is on no clock.
+
+        A run that diverges is over at once, and is measured as it is.
+
+        Raises: StudyError: too few examples for a batch.
+        """
+        try:
+            yield from self._epochs()
+        except _DivergedError:
+            self.diverged = True
+        if not self.backprops:
+            raise StudyError(f"{self.cell.row}: no whole batch came of {len(self.altered)} examples")
+        while len(self.curve) < self.protocol.evaluations:
+            self._evaluate()
+
+    def _epochs(self) -> Iterator[None]:
         while not self.over:
-            self.examples.offered = 0
+            self.examples.begin(self.epoch)
             for at, images, labels in self.watch.each("choosing", self._batches()):
                 self._step(at, images, labels)
                 with self.watch(""):
@@ -207,10 +148,12 @@ class Run:
                 if self.method.ends == BACKPROPS and self.over:
                     break
             else:
+                if self.method.ends == BACKPROPS and not self.examples.offered:
+                    raise StudyError(
+                        f"{self.cell.row}: less than a batch of {self.pool} is left of {len(self.altered)} examples"
+                    )
                 self._score_the_rest()
             self.epoch += 1
-        while len(self.curve) < self.protocol.evaluations:
-            self._evaluate()
 
     def _batches(self) -> Iterator[Any]:
         if self.selector is None:
@@ -219,10 +162,14 @@ class Run:
 
     def _step(self, at: Tensor, images: Tensor, labels: Tensor) -> None:
         """One update of the parameters."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.cell.lr_scale * self.protocol.learning_rate(self.progress)
         with self.watch("forward"):
             logits, losses, labels = self._forward(images, labels)
+        with self.watch(""):
+            self.backprops += len(at)
+            self.altered_backprops += int(self.altered[at.numpy()].sum())
+            self._note(at, losses)
+            for group in self.optimizer.param_groups:  # of where the run is with this batch: never 0
+                group["lr"] = self.cell.lr_scale * self.protocol.learning_rate(self.progress)
         with self.watch("choosing"):
             if self.selector is None:
                 loss = self.loader.step(losses, **observations(self.loader.store.policy.requires, logits, labels))
@@ -233,9 +180,6 @@ class Run:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         with self.watch(""):
-            self._note(at, losses)
-            self.backprops += len(at)
-            self.altered_backprops += int(self.altered[at.numpy()].sum())
             # The last one comes after the last step, of several at the end of the last epoch.
             due = min(int(self.progress * self.protocol.evaluations + 1e-9), self.protocol.evaluations - 1)
             while len(self.curve) < due:
@@ -266,6 +210,8 @@ class Run:
 
     def _note(self, at: Tensor, losses: Tensor) -> None:
         self.last_loss[at.numpy()] = losses.detach().cpu()
+        if not np.isfinite(self.last_loss[at.numpy()]).all():
+            raise _DivergedError
 
     def _evaluate(self) -> None:
         with self.watch("evaluation"):
@@ -276,7 +222,7 @@ class Run:
                 "backprops": self.backprops,
                 "scored": self.scored,
                 "error": 100 * (1 - float(self.right.double().mean())),
-                "loss": loss,
+                "loss": loss if np.isfinite(loss) else None,
                 "altered": self.altered_backprops,
                 "seconds": sum(seconds.get(name, 0.0) for name in PARTS),
             }
@@ -285,11 +231,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What was measured, as plain values.
 
-        error: %, after the last step; class_errors: of each class. curve: at each evaluation, counts and seconds from
-        the run's beginning. altered_share: of the examples back-propagated. seconds: by ``PARTS``, and "evaluation".
-        detection: how well ``score`` tells the altered examples (None where there are none): auroc; and of what is
-        set aside in the end: precision, recall, and aside_unaltered, the share of the unaltered that is. guard: its
-        verdict and what it went by.
+        error: %, after the last step; class_errors: of each class. diverged: a loss was not finite, and the run ended.
+        curve: at each evaluation, counts and seconds from the run's beginning. altered_share: of the examples
+        back-propagated. seconds: by ``PARTS``, and "evaluation". detection: how well ``score`` tells the altered
+        examples (None where there are none): auroc; and of what is set aside in the end: precision, recall, and
+        aside_unaltered, the share of the unaltered that is. guard: its verdict and what it went by.
         """
         policy = self.loader.store.policy
         aside = policy.aside(self.loader.store) if isinstance(policy, NoiseGuard) else None
@@ -300,6 +246,7 @@ class Run:
         return {
             "error": self.curve[-1]["error"],
             "class_errors": self._class_errors(),
+            "diverged": self.diverged,
             "curve": self.curve,
             "epochs": self.epoch,
             "backprops": self.backprops,
@@ -325,8 +272,6 @@ def _detection(altered: Any, score: Any, aside: Any) -> dict[str, float | None]:
     known = ~np.isnan(score)
     found: dict[str, float | None] = dict.fromkeys(("auroc", "precision", "recall", "aside_unaltered"))
     if altered[known].any() and not altered[known].all():
-        from sklearn.metrics import roc_auc_score
-
         found["auroc"] = float(roc_auc_score(altered[known], score[known]))
     if aside is not None:
         right = int((aside & altered).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,9 +19,12 @@ class Watch:
             ...
             with watch("choosing"):  # the time in here is not loading
                 ...
+
+    Args: settle: called before the clock is read, to wait for what is under way elsewhere; None: nothing is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None] | None = None) -> None:
+        self._settle = settle
         self.seconds: dict[str, float] = {}
         self._names: list[str] = []
         self._since = 0.0
@@ -38,6 +41,8 @@ class Watch:
             self._names.pop()
 
     def _switch(self) -> None:
+        if self._settle is not None:
+            self._settle()
         now = time.perf_counter()
         if self._names:
             name = self._names[-1]

@@ -41,10 +41,13 @@ def setting(study: Study) -> Section:
     )
     used = {study.runs.cells[row].method: None for row in study.runs.cells}
     methods = markdown(["method", "what it is"], [[name, METHODS[name].what] for name in used], left=2)
+    made = {cell_of(line).row: _made_of(line["method"]) for line in reversed(lines)}
+    arguments = markdown(["row", "policy; selector"], [[row, made[row]] for row in study.runs.rows], left=2)
     kinds = {kind: _SPOILT[kind] for kind, _ in study.runs.level.values() if kind in _SPOILT}
     spoilt = markdown(["column", "what was done to so many % of the training examples"], [*kinds.items()], left=2)
     table = markdown(["setting", "value"], [*facts.items()], left=2)
-    return Section("What was run", "\n\n".join(filter(None, (intro, spoilt, methods, table, _missing(study.runs)))))
+    parts = intro, spoilt, methods, arguments, table, _diverged(study.runs), _missing(study.runs)
+    return Section("What was run", "\n\n".join(filter(None, parts)))
 
 
 _SPOILT = {
@@ -56,6 +59,21 @@ _SPOILT = {
     "gauss": "Gaussian noise of the image's own mean and variance in its place; the label is kept",
     "rare": "kept, of the last three classes; the others of these were taken away, and nothing else",
 }
+
+
+def _made_of(method: Record) -> str:
+    """Its policy and its selector with their arguments, but for seeds and what is not given."""
+    return "; ".join(
+        f"{name}({', '.join(f'{k}={v!r}' for k, v in config.items() if k != 'seed' and v is not None)})"
+        for part in ("policy", "selector")
+        for name, config in (method[part] or {}).items()
+    )
+
+
+def _diverged(results: Results) -> str:
+    cells = [cell_of(line) for line in results.lines if line["result"]["diverged"]]
+    listed = "; ".join(f"{cell.column}, {cell.row}, seed {cell.seed}" for cell in cells)
+    return f"Diverged (a loss was not finite, and the run ended there, measured as it was): {listed}." if cells else ""
 
 
 def _count(study: Study) -> str:

@@ -35,6 +35,7 @@ from fastprio.study.training import Run
 RECORDS = Path(__file__).parent / "records" / "guard"
 PROTOCOL = dataclasses.replace(PRESETS["paper-small"].protocol, evaluate="validation", evaluations=5)
 SEEDS = 100, 101, 102
+FEWER = SEEDS[:2]
 COLUMNS = ("clean", 0.0), ("labels", 0.25), ("labels", 0.5), ("gauss", 0.5), ("shuffle", 0.5)
 MORE = ("labels", 0.1), ("pair", 0.25), ("symmetric", 0.4)
 """Noise that the study does not have."""
@@ -95,17 +96,17 @@ def all_rates() -> None:
     """Uniform training at its whole budget and at a third of it, into records/guard/rates/."""
     cells = [
         Cell(kind, level, method, budget, seed, scale)
-        for seed in SEEDS[:2]
+        for seed in FEWER
         for kind, level in (("clean", 0.0), ("labels", 0.5), ("gauss", 0.5))
         for scale in (0.5, 0.7, 1.0, 1.4)
         for method, budget in (("uniform", 1.0), ("random subset", THIRD))
     ]
-    grid.run_all(RECORDS / "rates", PROTOCOL, cells, 2, Progress())
+    grid.run_all(RECORDS / "rates", dataclasses.replace(PROTOCOL, lr=0.1), cells, 2, Progress())
 
 
 def all_thresholds() -> None:
     """IES with several thresholds, into records/guard/ies/."""
-    cells = [Cell(*column, "IES", 1.0, seed) for seed in SEEDS[:2] for column in (("clean", 0.0), ("labels", 0.5))]
+    cells = [Cell(*column, "IES", 1.0, seed) for seed in FEWER for column in (("clean", 0.0), ("labels", 0.5))]
     for threshold in (0.004, 0.02, 0.1):
         protocol = dataclasses.replace(PROTOCOL, ies_threshold=threshold)
         grid.run_all(RECORDS / "ies" / f"{threshold:g}", protocol, cells, 2, Progress())
@@ -214,7 +215,7 @@ def all_variants() -> None:
     rows = "random subset", "uniform", "SB"
     cells = [
         Cell(kind, level, name, THIRD, seed)
-        for seed in SEEDS
+        for seed in FEWER
         for kind, level in COLUMNS
         for name in (*rows, *{"labels": VARIANTS, "gauss": IMAGES}.get(kind, TRIGGERS))
     ]

@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper-small": Preset(
         Protocol(
-            "paper-small", "fashion-mnist", "small-cnn", 20_000, 5_000, 20, 128, lr=0.1, shift=1, ies_threshold=0.02
+            "paper-small", "fashion-mnist", "small-cnn", 20_000, 5_000, 20, 128, lr=0.07, shift=1, ies_threshold=0.02
         ),
         (
             Block(COMPARED, (*PAPER, RARE), 6),

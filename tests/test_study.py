@@ -393,7 +393,13 @@ def test_each_method_trains_to_its_end_and_its_counts_are_right(method, doubtful
     assert (result["guard"] is not None) == method.startswith("guarded")
     if result["guard"]:
         verdict = "mislabeled" if doubtful else "unsafe"
+        aside = result["guard"].pop("aside")
         assert result["guard"] == {"verdict": verdict, "tau": pytest.approx(1, abs=0.2)}
+        assert len(aside) == result["epochs"]
+        assert aside[0] == {"all": 0.0, "unaltered": 0.0}
+        assert all((each["all"] > 0) == doubtful for each in aside[1:])
+        clean = 1 - sum(altered) / len(altered)
+        assert all(0 <= each["unaltered"] * clean <= each["all"] + 1e-12 for each in aside)
 
 
 def test_all_methods_but_the_guarded_ones_differ_from_uniform_and_repeat_themselves():

@@ -31,7 +31,7 @@ from fastprio.study.provenance import key_of, made_from
 from fastprio.study.report.results import Results
 from fastprio.study.timing import in_turns
 
-SETTINGS = {"model": "small-cnn-2", "examples": 60, "validation": 10, "epochs": 2, "batch_size": 16, "evaluations": 3}
+SETTINGS = {"model": "small-cnn-2", "examples": 60, "validation": 10, "epochs": 10, "batch_size": 16, "evaluations": 3}
 SET = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 TINY = Protocol(**{**vars(PRESETS["quick"].protocol), **SETTINGS})
 ROWS = (("uniform", 1.0), ("SB", 1 / 3), ("guarded SB", 1 / 3), ("SB", 1 / 2))

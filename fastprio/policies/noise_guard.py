@@ -12,7 +12,7 @@ from fastprio._kernels import get_bit, kernel, put_bit
 from fastprio._random import Rng
 from fastprio.policies.arguments import real
 from fastprio.policies.base import SCORE, TRAIN, Clock, Columns, Observation, Plan, Policy, register
-from fastprio.policies.primitives import at_least_one, codes_of, highest, share_of, uniformly
+from fastprio.policies.primitives import codes_of, highest, share_of, uniformly
 from fastprio.policies.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -60,10 +60,11 @@ class NoiseGuard(Wrapper):
         tau: >= 1. clearly: > 0. share: in [0, 1].
         momentum: in [0, 1), of the smoothed loss, which begins with the losses that decide.
         most: in [0, 1), share of all examples that may be set aside: of more, those with the highest smoothed loss.
-        back: in [0, 1], share of those set aside, at least one of them, that is trained on all the same; others each
-            epoch.
+        back: in [0, 1], share of those set aside, rounded up and at least one of them, that is trained on all the same;
+            others each epoch.
 
-    Losses are >= 0. An example never scored is trained on. Cost: 4 bytes an example beside the inner policy's.
+    Losses are >= 0. An example never scored is trained on. Neither "clean" nor "mislabeled" is ever taken back. A
+    loader with drop_last needs a whole batch among what is left. Cost: 4 bytes an example beside the inner policy's.
 
     Source: ours; the defaults were chosen on held-out images, and docs/guard.md has what was tried. tau is that of
     Katharopoulos and Fleuret, ICML 2018; losses above a guess's as a sign of a wrong label go back to the large-loss
@@ -121,7 +122,8 @@ class NoiseGuard(Wrapper):
             return super().plan(store, clock, rng)
         aside = self.aside(store)
         count = int(np.count_nonzero(aside))
-        trained = ~aside | uniformly(at_least_one(count, self.back), rng, aside)
+        back = max(count - share_of(count, 1.0 - self.back), min(count, 1))  # rounded up
+        trained = ~aside | uniformly(back, rng, aside)
         return Plan(codes_of(trained, SCORE), score=(SCORE,), info={"verdict": self.verdict, "aside": count})
 
     def weights(self, columns: Columns, indices: Int64, probabilities: Float64, clock: Clock) -> Float32 | None:

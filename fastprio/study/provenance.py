@@ -14,7 +14,7 @@ from fastprio.study.files import StudyError
 from fastprio.study.methods import Setting, find
 from fastprio.study.protocol import Cell, Protocol
 
-CODE = 1
+CODE = 2
 """Of how the study trains and measures. To be raised with every change after which a run has another result."""
 
 

@@ -101,6 +101,7 @@ class Run:
         self.selector = None if self.method.selector is None else self.method.selector(self.setting)
         self.epoch = self.backprops = self.scored = 0
         self.diverged = False
+        self.aside: list[dict[str, float]] = []
         self.altered_backprops = 0
         self.last_loss = np.full(len(part.train), np.nan, np.float32)
         self.curve: list[dict[str, float | None]] = []
@@ -141,7 +142,9 @@ class Run:
     def _epochs(self) -> Iterator[None]:
         while not self.over:
             self.examples.begin(self.epoch)
-            for at, images, labels in self.watch.each("choosing", self._batches()):
+            for number, (at, images, labels) in enumerate(self.watch.each("choosing", self._batches())):
+                if number == 0:
+                    self._note_aside()
                 self._step(at, images, labels)
                 with self.watch(""):
                     yield
@@ -205,8 +208,16 @@ class Run:
 
     def _score_the_rest(self) -> None:
         """Forwards what the policy's plan asks for at an epoch's end."""
-        with self.watch("scoring"):
+        with self.watch("choosing"):  # but for what loads and forwards in it
             self.loader.score(self.model, lambda _, batch: self._score(batch))
+
+    def _note_aside(self) -> None:
+        policy, store = self.loader.store.policy, self.loader.store
+        if isinstance(policy, NoiseGuard):
+            with self.watch(""):
+                aside = policy.aside(store)
+                unaltered = float((aside & ~self.altered).sum() / max(1, (~self.altered).sum()))
+                self.aside.append({"all": float(aside.mean()), "unaltered": unaltered})
 
     def _note(self, at: Tensor, losses: Tensor) -> None:
         self.last_loss[at.numpy()] = losses.detach().cpu()
@@ -235,7 +246,8 @@ class Run:
         curve: at each evaluation, counts and seconds from the run's beginning. altered_share: of the examples
         back-propagated. seconds: by ``PARTS``, and "evaluation". detection: how well ``score`` tells the altered
         examples (None where there are none): auroc; and of what is set aside in the end: precision, recall, and
-        aside_unaltered, the share of the unaltered that is. guard: its verdict and what it went by.
+        aside_unaltered, the share of the unaltered that is. guard: its verdict and what it went by; aside: at each
+        epoch's first step, the shares of all and of the unaltered examples that are set aside.
         """
         policy = self.loader.store.policy
         aside = policy.aside(self.loader.store) if isinstance(policy, NoiseGuard) else None
@@ -256,7 +268,7 @@ class Run:
             "detection": _detection(self.altered, score, aside),
             "guard": None
             if not isinstance(policy, NoiseGuard)
-            else {"verdict": policy.verdict, "tau": policy.state["probed_tau"]},
+            else {"verdict": policy.verdict, "tau": policy.state["probed_tau"], "aside": self.aside},
         }
 
     def _class_errors(self) -> list[float]:

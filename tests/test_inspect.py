@@ -19,6 +19,7 @@ from fastprio._random import Rng
 from fastprio.inspect.evidence import EVIDENCE, largest, suspects
 from fastprio.inspect.numbers import PERCENTILES, distribution, inspect, of_classes
 from fastprio.policies import Policy, registered
+from fastprio.policies.base import example
 from fastprio.testing import made_up
 
 NOTHING_TO_GO_BY = {"given", "group_dro", "odm", "random_subset", "recency", "replay", "repb", "uniform"}
@@ -462,6 +463,17 @@ def test_a_store_that_has_seen_nothing_is_shown(policy, tmp_path, capsys):
         "no priority has been set",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("policy", ["loss", "infobatch", "uniform", "bls"])
+@pytest.mark.parametrize("losses", [[1e16] * 3, [3e38] * 3, [1e20], [0, 1e-30, 1, 1e30, 3e38], [2.0**53, 2.0**53]])
+def test_values_of_any_size_are_shown(losses, policy, tmp_path, capsys):
+    store = ScoreStore(len(losses), example(policy), epochs=10)
+    store.update(range(len(losses)), losses, **made_up(store.policy, len(losses), np.random.default_rng(1)))
+    store.save(tmp_path / "store")
+    assert cli.main(["inspect", str(tmp_path / "store")]) == 0
+    assert (tmp_path / "store.png").exists()
+    capsys.readouterr()
 
 
 def test_marks_that_mean_something_to_rich_or_matplotlib_are_shown_as_they_are(tmp_path, capsys, monkeypatch):

@@ -114,7 +114,9 @@ def _whole(ordered: Any) -> bool:
     """Whether the sorted values are whole numbers, few enough for a bin each where they have another dtype."""
     if np.issubdtype(ordered.dtype, np.integer) or not len(ordered):
         return True
-    return bool(float(ordered[-1]) - float(ordered[0]) < BINS and (ordered == np.floor(ordered)).all())
+    least, most = float(ordered[0]), float(ordered[-1])
+    # Above 2^53 there is nothing between two whole numbers.
+    return bool(max(-least, most) < 2**53 and most - least < BINS and (ordered == np.floor(ordered)).all())
 
 
 def _spans_decades(positive: Any) -> bool:
@@ -130,7 +132,8 @@ def _edges(least: float, most: float, whole: bool, log: bool) -> Float64:
         width = math.ceil((most - least + 1) / BINS)
         return np.arange(least, most + width + 0.5, width) - 0.5
     if least == most:
-        return np.array([least - 0.5, least + 0.5])
+        around = max(0.5, abs(least) / BINS)
+        return np.array([least - around, least + around])
     edges: Float64 = np.geomspace(least, most, BINS + 1) if log else np.linspace(least, most, BINS + 1)
     edges[0], edges[-1] = least, most  # not a rounding above or below them
     return edges

@@ -82,8 +82,11 @@ def uniforms(kind: str = "clean", level: float = 0.0, seeds: int = 2) -> list[di
     ]
 
 
-def guarded(kind: str, level: float, seed: int, error: float, **detection: float | None) -> dict[str, Any]:
-    """A run with the guard, and what it saw."""
+def guarded(
+    kind: str, level: float, seed: int, error: float, most: dict[str, float] | None = None, **detection: float | None
+) -> dict[str, Any]:
+    """A run with the guard, and what it saw; most: what it set aside in the worst epoch, of "all" and "unaltered"."""
     seen = dict.fromkeys(("auroc", "precision", "recall", "aside_unaltered")) | detection
-    guard = {"verdict": "clean", "tau": 2.0}
+    aside = dict.fromkeys(("all", "unaltered"), 0.0)
+    guard = {"verdict": "clean", "tau": 2.0, "aside": [aside, {**aside, **(most or {})}, aside]}
     return made(kind, level, "guarded SB", 1 / 3, seed, [50.0, error], detection=seen, guard=guard)

@@ -466,6 +466,20 @@ def test_until_it_is_decided_the_inner_policy_learns_as_it_does_alone(name):
 
 
 @pytest.mark.parametrize("name", WRAPPABLE)
+def test_of_a_resized_store_the_inner_policy_makes_what_it_does_alone(name):
+    guard, inner = NoiseGuard(example(name), CHANCE), example(name)
+    guarded, alone = (prepared(p, q, 23).loader.store for p, q in ((guard, guard.wrapped), (inner, inner)))
+    for size in (31, 12):
+        for store in (guarded, alone):
+            store.update(np.arange(12), uneven(12, 0).numpy(), **made_up(store.policy, 12, generator(size)))
+            store.resize(size)
+        for column in alone.types:
+            assert guarded.column(column).tobytes() == alone.column(column).tobytes(), column
+        assert repr({k: v for k, v in guard.state.items() if k in inner.state}) == repr(inner.state)
+        assert len(guarded.column("smoothed")) == size
+
+
+@pytest.mark.parametrize("name", WRAPPABLE)
 @pytest.mark.parametrize("verdict", ["unsafe", "mislabeled"])
 def test_where_there_is_noise_epochs_are_uniform_and_unweighted_whatever_is_inside(name, verdict):
     guard = NoiseGuard(example(name), CHANCE)
@@ -773,6 +787,19 @@ def test_under_noise_every_batch_is_scored_and_trained_on_whole(inner, verdict):
         for which in range(loop.selector.networks):
             assert loop.of_epoch(epoch, which) == offered
     assert repr(loop.selector.state_dict()["state"]) == repr(INNER[inner]().state_dict()["state"])
+
+
+def agreed_on_a_rank(rank, ranks):
+    loop = Loop(selectors.NoiseGuard(INNER["VarianceReduction"]()), uneven, size=384, batch=48).run(0, 4)
+    assert loop.selector.verdict == "clean"
+    return loop.selector.state["agreed"], loop.selector.state["tau"]
+
+
+def test_ranks_agree_through_the_guard():
+    (one, own), (other, others) = on_ranks(2, agreed_on_a_rank, 2)
+    assert one == other != 0
+    assert own != others
+    assert min(own, others) / 2 < one < max(own, others)
 
 
 def test_a_loader_without_the_policy_is_refused_at_once():

@@ -10,6 +10,7 @@ import pytest
 from report_helpers import UNIFORM, guarded, made, study, uniforms
 from scipy import stats
 
+from fastprio.study.presets import PRESETS
 from fastprio.study.report import claims, errors, measures, sections, selection, speed
 from fastprio.study.report.measures import Bound
 from fastprio.study.report.results import Results, balanced
@@ -90,13 +91,15 @@ def test_what_uniform_needs_is_a_bound_off_the_ends_of_its_curve():
     assert measures.needed(points(5.0, 10.0, 30.0), 12.0) == Bound(100.0, "<")
 
 
-def test_uniforms_error_at_a_cost_is_read_off_the_same_lines():
-    found = points(20.0, 10.0, 12.0)
-    for cost in (100.0, 150.0, 200.0, 283.0, 400.0):
-        expected = np.interp(math.log(cost), np.log([100, 200, 400]), [20, 10, 12])
-        assert measures.error_at(found, cost) == (pytest.approx(expected), "")
-    assert measures.error_at(found, 99.0) is None
-    assert measures.error_at(found, 401.0) == Bound(12.0, ">")
+def test_uniforms_least_error_within_a_cost_is_read_off_the_same_lines():
+    found = points(20.0, 10.0, 12.0, 6.0)
+    for cost in (100.0, 150.0, 200.0, 283.0, 400.0, 500.0, 700.0, 800.0):
+        costs = np.geomspace(100, cost, 2001)
+        lines = np.interp(np.log(costs), np.log([100, 200, 400, 800]), [20, 10, 12, 6])
+        assert measures.least_within(found, cost) == (pytest.approx(lines.min(), abs=1e-2), "")
+    assert measures.least_within(found, 99.0) is None
+    assert measures.least_within(found, 801.0) == Bound(6.0, "<")
+    assert measures.least_within(points(5.0, 10.0), 300.0) == Bound(5.0, "<")
 
 
 def test_a_mean_with_bounds_is_a_bound_and_with_both_kinds_neither():
@@ -142,9 +145,18 @@ def test_seconds_are_compared_at_uniforms_rate_of_the_same_pass():
 def test_the_best_uniform_budget_is_that_of_the_least_mean_error():
     lines = uniforms() + [made("clean", 0.0, "random subset", 2 / 3, seed, [50.0, 9.0 - seed]) for seed in range(2)]
     (best,) = speed.best_uniform(Results(lines))
-    assert best == {"column": "clean", "error": 10.0, "best": "random subset 67 %", "best_error": 8.5}
-    (best,) = speed.best_uniform(Results(lines[:-1]))  # with one of two seeds it is not compared
-    assert best["best"] == "uniform"
+    assert best == {"column": "clean", "error": 10.0, "best": "random subset 67 %", "best_error": 8.5, "seeds": 2}
+    (best,) = speed.best_uniform(Results(lines[:-1]))  # over the seeds that have it
+    assert (best["best"], best["best_error"], best["seeds"]) == ("random subset 67 %", 9.0, 1)
+    assert speed.best_uniform(Results(lines[1:3])) == []  # no whole one
+
+
+def test_a_seed_without_all_of_the_columns_budgets_has_no_curve():
+    lines = uniforms(seeds=3)
+    assert speed.uniform_curve(Results(lines), "clean", 2) == [(250, 18.0), (500, 14.0), (1000, 10.0)]
+    results = Results(lines[:-1])
+    assert [speed.uniform_curve(results, "clean", seed) is None for seed in range(3)] == [False, False, True]
+    assert speed.uniform_curve(Results(lines[::3]), "clean", 0) is None  # a single budget
 
 
 # Differences.
@@ -180,6 +192,8 @@ def test_differences_are_paired_by_seed():
         made("clean", 0.0, "guarded SB", 0.5, 7, [50.0, 99.0]),  # a seed that nothing else has
         made("clean", 0.0, "InfoBatch", 1.0, 0, [50.0, 8.0], backprops=500),
         made("clean", 0.0, "IES", 1.0, 0, [50.0, 8.0], backprops=1500),  # beyond the curve
+        made("clean", 0.0, "VR", 0.5, 0, [50.0, 12.0], backprops=900),  # more than its budget
+        made("clean", 0.0, "VR", 0.5, 1, [50.0, 12.0], backprops=510),
     ]
     found = {(r["row"], r["against"]): (r["mean"], r["seeds"]) for r in errors.differences(Results(lines), "clean")}
     assert found == {
@@ -187,14 +201,18 @@ def test_differences_are_paired_by_seed():
         ("random subset 25 %", "uniform"): (8.0, 2),
         ("SB 50 %", "uniform"): (4.5, 2),
         ("SB 50 %", "random subset"): (0.5, 2),
-        ("SB 50 %", errors.AT_ITS_BACKPROPS): (0.5, 2),
+        ("SB 50 %", errors.WITHIN_ITS_BACKPROPS): (0.5, 2),
         ("guarded SB 50 %", "uniform"): (2.0, 1),
         ("guarded SB 50 %", "random subset"): (-2.0, 1),
         ("guarded SB 50 %", "unguarded"): (-4.0, 1),
-        ("guarded SB 50 %", errors.AT_ITS_BACKPROPS): (-2.0, 1),
+        ("guarded SB 50 %", errors.WITHIN_ITS_BACKPROPS): (-2.0, 1),
         ("InfoBatch", "uniform"): (-2.0, 1),
         ("IES", "uniform"): (-2.0, 1),
-        ("InfoBatch", errors.AT_ITS_BACKPROPS): (-6.0, 1),
+        ("InfoBatch", errors.WITHIN_ITS_BACKPROPS): (-6.0, 1),
+        ("IES", errors.WITHIN_ITS_BACKPROPS): (-2.0, 1),
+        ("VR 50 %", "uniform"): (2.0, 2),
+        ("VR 50 %", "random subset"): (-2.0, 1),
+        ("VR 50 %", errors.WITHIN_ITS_BACKPROPS): (pytest.approx(2 * math.log2(900 * 510 / 500**2) - 2), 2),
     }
 
 
@@ -237,8 +255,25 @@ def test_the_law_is_set_beside_what_was_measured():
     assert found["late"] == pytest.approx(1.0)
     assert found["measured"] == pytest.approx((1 / 4 + 1) / 2, abs=0.01)
     assert found["guarded measured"] == 0.125
+    assert (found["accuracy"], found["uniform_accuracy"]) == (84.5, 90.0)
     (gauss,) = selection.law(Results([made("gauss", 0.25, "SB", 0.5, 0, [9.0, 9.0])]))
-    assert (gauss["right"], gauss["survives"], gauss["relative"]) == (0.75, True, None)
+    assert (gauss["right"], gauss["survives"], gauss["relative"]) == (0.75, None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "survives"),
+    [
+        ("labels", 0.25, True),  # 0.8125^2 > 1 / 4
+        ("symmetric", 0.49, True),  # 0.51^2 > 1 / 4
+        ("symmetric", 0.51, False),
+        ("pair", 0.25, True),  # 0.75^2 > 1 / 2
+        ("pair", 0.3, False),
+        ("shuffle", 0.5, None),
+    ],
+)
+def test_the_right_label_survives_while_it_is_the_most_frequent_one(kind, level, survives):
+    (found,) = selection.law(Results([made(kind, level, "SB", 0.5, 0, [9.0, 9.0])]))
+    assert found["survives"] is survives
 
 
 def test_other_learning_rates_are_nowhere_but_in_their_own_table():
@@ -262,42 +297,106 @@ def test_claims_are_judged_by_the_means_of_their_runs():
         *uniforms("labels", 0.5),
         *(made("labels", 0.5, "random subset", THIRD, seed, [50.0, 16.0]) for seed in range(2)),
         *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 12.0 + 2 * seed]) for seed in range(2)),
-        guarded("labels", 0.5, 0, 15.5, auroc=0.98, precision=None, recall=0.0, aside_unaltered=0.0),
-        guarded("labels", 0.5, 1, 15.5, auroc=0.96, precision=0.9, recall=0.9, aside_unaltered=0.1),
+        guarded("labels", 0.5, 0, 15.5, auroc=0.98, precision=None, recall=0.0),
+        guarded("labels", 0.5, 1, 15.5, {"unaltered": 0.1}, auroc=0.96, precision=0.9, recall=0.9),
+        *(made("labels", 0.5, "VR", THIRD, seed, [50.0, 12.0], scored=200 + 200 * seed) for seed in range(3)),
+        *(made("labels", 0.5, "InfoBatch", 1.0, seed, [50.0, 9.0]) for seed in range(2)),
+        made("labels", 0.5, "guarded InfoBatch", 1.0, 1, [50.0, 8.5]),
     ]
-    found = [(r["claim"], r["bar"], r["measured"], r["verdict"]) for r in claims.judged(study(lines))]
+    records = [record for record in claims.judged(study(lines)) if record["verdict"] != "open"]
+    assert {record["column"] for record in records} == {"labels 50"}
+    found = [(r["claim"], r["bar"], r["measured"], r["verdict"]) for r in records]
     assert found == [
         ("SB 33 %: error over uniform's", "at least 1.3", pytest.approx(1.3), "met"),
+        ("VR 33 %: error over uniform's", "at most 1.1", pytest.approx(1.2), "missed"),
+        ("VR 33 %: share of what is offered that it selects from", "at most 0.5", pytest.approx(0.4), "met"),
         ("guarded SB 33 %: error above that of random subset 33 %", "at most 0.3", -0.5, "met"),
         ("guarded SB 33 %: error above that of random subset 33 %", "at most -0.5", -0.5, "met"),
         ("guarded SB 33 %: error above that of SB 33 %", "below 0", 2.5, "missed"),
+        ("guarded InfoBatch: error above InfoBatch's", "below 0", -0.5, "met"),
         ("guarded SB 33 %: AUROC", "at least 0.97", pytest.approx(0.97), "met"),
         ("guarded SB 33 %: precision", "at least 0.85", 0.45, "missed"),
         ("guarded SB 33 %: recall", "at least 0.8", 0.45, "missed"),
         ("guarded SB 33 %: share of the unaltered set aside", "at most 0.05", 0.05, "met"),
     ]
+    assert {(r["runs"], r["wanted"]) for r in records} == {(1, 6), (2, 6), (3, 6)}
 
 
-def test_what_is_set_aside_counts_the_altered_too():
-    lines = [guarded("shuffle", 0.5, 0, 5.0, recall=0.04, aside_unaltered=0.01, auroc=0.5)]
-    (found,) = claims.judged(study(lines))
-    assert (found["measured"], found["verdict"]) == (pytest.approx(0.025), "missed")
+def judged(lines, timed=None):
+    """The claims that are not open."""
+    return [record for record in claims.judged(study(lines, timed)) if record["verdict"] != "open"]
 
 
-@pytest.mark.parametrize(("level", "judged"), [(0.98, True), (0.5, False), (0.0, False), (1.0, False)])
-def test_of_rare_classes_the_balanced_error_is_shown_at_every_level_and_judged_where_2_percent_are_kept(level, judged):
+def test_what_is_set_aside_is_that_of_the_worst_epoch():
+    (found,) = judged([guarded("shuffle", 0.5, 0, 5.0, {"all": 0.02}, recall=0.0)])
+    assert (found["measured"], found["verdict"]) == (0.02, "missed")
+
+
+def test_a_claim_without_runs_or_of_a_guard_that_has_not_decided_is_open():
+    run = guarded("labels", 0.5, 0, 5.0, auroc=0.99, precision=0.9, recall=0.9)
+    seen = [r["claim"] for r in judged([run])]
+    assert len(seen) == 4
+    run["result"]["guard"]["verdict"] = "undecided"
+    assert judged([run]) == []
+    unknown = guarded("labels", 0.5, 0, 5.0, auroc=None, precision=0.9, recall=0.9)
+    assert [r["claim"] for r in judged([unknown])] == [claim for claim in seen if "AUROC" not in claim]
+    everything = claims.judged(study([]))
+    assert {r["verdict"] for r in everything} == {"open"}
+    assert len(everything) == sum(len(bar.columns or ()) for bar in claims.BARS)
+
+
+def test_the_claims_are_those_that_the_study_was_made_for():
+    """One line a claim: what, in which columns, and its bar. To be changed only with the claim itself."""
+    labels, shuffled = ("labels 25", "labels 50"), ("shuffle 25", "shuffle 50")
+    noisy, half = (*labels, "gauss 25", "gauss 50"), ("labels 50", "gauss 50")
+    guard, subset = "guarded SB 33 %", "random subset 33 %"
+    assert [(bar.claim, bar.columns, bar.bar, bar.seeds) for bar in claims.BARS] == [
+        ("SB 33 %: error above uniform's", ("clean",), "at most 0.5", 6),
+        ("SB 33 %: error over uniform's", ("labels 50",), "at least 1.3", 6),
+        ("VR 33 %: error over uniform's", noisy, "at most 1.1", 6),
+        ("VR 33 %: share of what is offered that it selects from", noisy, "at most 0.5", 6),
+        (f"{guard}: error above that of {subset}", None, "at most 0.3", 6),
+        (f"{guard}: error above that of {subset}", ("clean", "labels 50"), "at most -0.5", 6),
+        (f"{guard}: error above that of SB 33 %", ("clean", *shuffled), "at most 0.3", 6),
+        (f"{guard}: error above that of SB 33 %", half, "below 0", 6),
+        ("guarded InfoBatch: error above InfoBatch's", ("clean", *shuffled), "at most 0.3", 6),
+        ("guarded InfoBatch: error above InfoBatch's", half, "below 0", 6),
+        (f"{guard}: AUROC", labels, "at least 0.97", 6),
+        (f"{guard}: precision", labels, "at least 0.85", 6),
+        (f"{guard}: recall", labels, "at least 0.8", 6),
+        (f"{guard}: share of the unaltered set aside", labels, "at most 0.05", 6),
+        (f"{guard}: share of all set aside", ("clean", *shuffled), "at most 0.01", 6),
+        (f"{guard}: balanced error above that of SB 33 %", ("rare 2",), "at most 1", 6),
+        (f"{guard}: balanced error above that of {subset}", ("rare 2",), "at most 1", 6),
+        ("choosing: its largest share of a run's seconds", None, "at most 0.01", 1),
+    ]
+
+
+def test_the_preset_has_as_many_seeds_as_each_claim_is_to_rest_on():
+    cells = PRESETS["paper-small"].cells()
+    have = {(cell.column, cell.row, cell.seed) for cell in cells}
+    columns = {cell.column for cell in cells}
+    for bar in claims.BARS:
+        rows = {cell.row for cell in cells if cell.row in bar.claim}
+        assert rows or "choosing" in bar.claim
+        for column in bar.columns or columns:
+            assert all((column, row, seed) in have for row in rows for seed in range(bar.seeds)), (bar.claim, column)
+
+
+@pytest.mark.parametrize(("level", "bar"), [(0.98, True), (0.5, False), (0.0, False), (1.0, False)])
+def test_of_rare_classes_the_balanced_error_is_shown_at_every_level_and_judged_where_2_percent_are_kept(level, bar):
     lines = [
         *uniforms("rare", level),
         made("rare", level, "SB", THIRD, 0, [50.0, 12.0]),
-        guarded("rare", level, 0, 12.5, aside_unaltered=0.0),
+        guarded("rare", level, 0, 12.5),
     ]
     results = Results(lines)
     column = f"rare {100 * (1 - level):.0f}"
     assert results.columns == [column]
     assert results.altered_share(column) == 0.0
     assert [name for name, _ in sections._measures(results, column)] == [column, f"{column}, balanced"]
-    found = [(r["claim"], r["measured"]) for r in claims.judged(study(lines)) if "balanced" in r["claim"]]
-    assert found == ([("guarded SB 33 %: balanced error above that of SB 33 %", 0.5)] if judged else [])
+    found = [(r["claim"], r["measured"]) for r in judged(lines) if "balanced" in r["claim"]]
+    assert found == ([("guarded SB 33 %: balanced error above that of SB 33 %", 0.5)] if bar else [])
 
 
 def test_of_two_lines_of_a_run_the_later_one_counts():
@@ -311,7 +410,7 @@ def test_choosing_is_judged_by_the_worst_timed_run():
     timed = [made("clean", 0.0, method, 1.0, 0, UNIFORM) for method in ("uniform", "IES")]
     for run, share in zip(timed, (0.004, 0.02), strict=True):
         run["result"]["seconds"] = dict.fromkeys(speed.PARTS, 0.0) | {"choosing": share, "backward": 1 - share}
-    (found,) = claims.judged(study([], timed))
+    (found,) = judged([], timed)
     assert (found["measured"], found["verdict"], found["runs"]) == (pytest.approx(0.02), "missed", 2)
 
 

@@ -33,7 +33,7 @@ def test_a_report_has_every_section_and_names_files_that_are_there(tmp_path):
         made("clean", 0.0, "SB", 0.5, 0, [50.0, 12.0], 0.5),
     ]
     store(tmp_path, lines)
-    store(tmp_path, [*uniforms(seeds=1)], "times.jsonl")
+    store(tmp_path, [*uniforms(seeds=1), made("clean", 0.0, "SB", 0.5, 0, [50.0, 12.0])], "times.jsonl")
     paths = write(tmp_path)
     text = paths[0].read_text()
     assert paths[0] == tmp_path / "report.md"
@@ -129,6 +129,19 @@ def test_times_of_another_protocol_are_refused(tmp_path):
     store(tmp_path, [line(preset.protocol, preset.cells()[0], run["result"])], "times.jsonl")
     with pytest.raises(StudyError, match=r"times.jsonl: another protocol than in cells.jsonl"):
         write(tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_a_report_that_cannot_be_written_is_said_in_one_line_and_leaves_none(tmp_path, capsys):
+    store(tmp_path, uniforms())
+    assert main(["study", "report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.md").exists()
+    (tmp_path / "costs.csv").unlink()
+    (tmp_path / "costs.csv").mkdir()
+    capsys.readouterr()
+    assert main(["study", "report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"fastprio study: {tmp_path / 'costs.csv'}: cannot be written: Is a directory\n"
     assert not (tmp_path / "report.md").exists()
 
 

@@ -10,12 +10,12 @@ from fastprio.study.protocol import Cell, Protocol
 Column = tuple[str, float]
 Row = tuple[str, float]
 
+SHUFFLED: tuple[Column, ...] = (("shuffle", 0.25), ("shuffle", 0.5))
 PAPER: tuple[Column, ...] = (
     ("clean", 0.0),
     ("labels", 0.25),
     ("labels", 0.5),
-    ("shuffle", 0.25),
-    ("shuffle", 0.5),
+    *SHUFFLED,
     ("gauss", 0.25),
     ("gauss", 0.5),
 )
@@ -40,6 +40,8 @@ OTHERS: tuple[Row, ...] = (
     ("IES", 1.0),
     ("guarded InfoBatch", 1.0),
 )
+PRUNED: tuple[Row, ...] = (("InfoBatch", 1.0), ("guarded InfoBatch", 1.0))
+"""The guard around a policy, for which less is claimed than around a selector."""
 ABLATIONS: tuple[Row, ...] = (("guarded uniform", THIRD), ("oracle SB", THIRD))
 
 
@@ -88,6 +90,7 @@ PRESETS: dict[str, Preset] = {
         (
             Block(COMPARED, (*PAPER, RARE), 6),
             Block(OTHERS, (*PAPER, RARE), 3),
+            Block(PRUNED, (*SOME, *SHUFFLED), 6),
             Block(ABLATIONS, SOME, 3),
             Block((("uniform", 1.0), ("SB", THIRD), ("guarded SB", THIRD)), SOME[:2], 3, (0.5, 2.0)),
         ),

@@ -17,20 +17,24 @@ def write(folder: Path) -> list[Path]:
 
     Returns: the files: ``report.md`` first, then CSV files, then PNG files.
 
-    Raises: StudyError: a folder without finished runs, files that ``grid.read`` refuses, or times of another protocol.
+    Raises: StudyError: a folder without finished runs, files that ``grid.read`` refuses, times of another protocol, or
+    a folder that cannot be written to.
     """
     study = load(folder)
-    parts = arranged(study)
-    written = [folder / "report.md"]
-    written[0].write_text(markdown(study, parts))
-    written.append(write_csv(folder / "cells.csv", errors.every_run(study)))
-    for part in parts:
-        written += [write_csv(folder / f"{name}.csv", records) for name, records in part.files.items() if records]
-    for part in parts:
-        for name in part.pictures:
-            pictures.PICTURES[name](study, folder / f"{name}.png")
-            written.append(folder / f"{name}.png")
-    return written
+    parts, report = arranged(study), folder / "report.md"
+    try:
+        report.unlink(missing_ok=True)  # the new one comes last: where there is one, all that it names is its own
+        written = [write_csv(folder / "cells.csv", errors.every_run(study))]
+        for part in parts:
+            written += [write_csv(folder / f"{name}.csv", records) for name, records in part.files.items() if records]
+        for part in parts:
+            for name in part.pictures:
+                pictures.PICTURES[name](study, folder / f"{name}.png")
+                written.append(folder / f"{name}.png")
+        report.write_text(markdown(study, parts))
+    except OSError as error:
+        raise StudyError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
+    return [report, *written]
 
 
 def load(folder: Path) -> Study:
@@ -50,7 +54,7 @@ def arranged(study: Study) -> list[Section]:
     seconds = sections.seconds(study)
     table.pictures["learning_curves"] = (
         "Error while training, against backprops. A line is the mean over seeds, its band from the least to the "
-        "most of them, its marker where it ends."
+        "most of them, its marker where it ends; the guard's is wide, to be seen beneath that of what it guards."
     )
     every.pictures["final_errors"] = "Final errors: a dot a seed, a bar their mean. Each panel has its own scale."
     if law.files:

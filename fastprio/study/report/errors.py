@@ -6,14 +6,27 @@ import dataclasses
 from collections.abc import Callable
 
 from fastprio.study.grid import cell_of
-from fastprio.study.report.measures import error_at, interval, late_share, mean, reached
-from fastprio.study.report.results import SUBSET, UNIFORM, Record, Result, Results, Study, balanced, plain, subset_of
+from fastprio.study.report.measures import interval, late_share, least_within, mean, reached
+from fastprio.study.report.results import (
+    GUARDED,
+    SUBSET,
+    UNIFORM,
+    Record,
+    Result,
+    Results,
+    Study,
+    balanced,
+    plain,
+    subset_of,
+)
+from fastprio.study.report.selection import seen
 from fastprio.study.report.speed import BACKPROPS, FACTORS, cost, over_curve_of, speed_up, uniform_curve
 
-GUARDED = "guarded "
 UNGUARDED = "unguarded"
-AT_ITS_BACKPROPS = "uniform at its backprops"
-RIVALS = (UNIFORM, SUBSET, UNGUARDED, AT_ITS_BACKPROPS)
+WITHIN_ITS_BACKPROPS = "uniform within its backprops"
+RIVALS = (UNIFORM, SUBSET, UNGUARDED, WITHIN_ITS_BACKPROPS)
+ALIKE = 0.03
+"""How much the backprops of two runs of the same budget may differ, as a share."""
 
 
 def every_run(study: Study) -> list[Record]:
@@ -33,7 +46,7 @@ def every_run(study: Study) -> list[Record]:
             record[f"speed_up_to_{factor}"] = speed_up(runs, cell.column, cell.row, cell.seed, factor)
         bound = over_curve_of(study, cell.column, cell.row, cell.seed)
         record["speed_up_over_curve"], record["sign"] = bound or (None, None)
-        record |= result["detection"] | (result["guard"] or {"verdict": None, "tau": None})
+        record |= seen(result)
         record |= {f"seconds_{name}": seconds for name, seconds in result["seconds"].items()}
         records.append(record | {"date": line["date"], "key": line["key"]})
     return records
@@ -62,7 +75,8 @@ def rival(results: Results, row: str, against: str) -> str | None:
 def differences(results: Results, column: str, measure: Callable[[Result], float] = plain) -> list[Record]:
     """Column, row, against, seeds, mean, low, high: differences of errors paired by seed, with 90 % intervals.
 
-    "uniform at its backprops" is the curve of ``speed.uniform_curve``, where the method's backprops are on it.
+    Random subset has the same budget, where a method also used it up. "uniform within its backprops" is the least of
+    ``speed.uniform_curve`` up to those of the method.
     """
     records: list[Record] = []
     for row in results.rows:
@@ -70,8 +84,10 @@ def differences(results: Results, column: str, measure: Callable[[Result], float
         for against in (UNIFORM, SUBSET, UNGUARDED):
             name = rival(results, row, against)
             runs = [] if name is None else results.paired(column, row, name)
+            if against == SUBSET:
+                runs = [(run, other) for run, other in runs if _as_long(run, other)]
             pairs[against] = [measure(run) - measure(other) for run, other in runs]
-        pairs[AT_ITS_BACKPROPS] = _to_the_curve(results, column, row, measure)
+        pairs[WITHIN_ITS_BACKPROPS] = _to_the_curve(results, column, row, measure)
         for against, values in pairs.items():
             if values:
                 middle, low, high, n = interval(values)
@@ -80,14 +96,18 @@ def differences(results: Results, column: str, measure: Callable[[Result], float
     return records
 
 
+def _as_long(run: Result, other: Result) -> bool:
+    return abs(cost(run, BACKPROPS) / cost(other, BACKPROPS) - 1) <= ALIKE
+
+
 def _to_the_curve(results: Results, column: str, row: str, measure: Callable[[Result], float]) -> list[float]:
     found: list[float] = []
-    if results.cells[row].method in (UNIFORM, SUBSET):  # they are the curve
+    if results.is_uniform(row):  # those are the curve
         return found
     for seed, run in zip(results.seeds(column, row), results.of(column, row), strict=True):
         points = uniform_curve(results, column, seed, measure)
-        there = None if points is None else error_at(points, cost(run, BACKPROPS))
-        if there is not None and there.sign == "":
+        there = None if points is None else least_within(points, cost(run, BACKPROPS))
+        if there is not None:
             found.append(measure(run) - there.value)
     return found
 

@@ -80,17 +80,18 @@ def needed(points: Points, error: float) -> Bound:
     return Bound(points[-1][0], ">")
 
 
-def error_at(points: Points, cost: float) -> Bound | None:
-    """A curve's error at a cost, in straight lines over log(cost).
+def least_within(points: Points, cost: float) -> Bound | None:
+    """A curve's least error up to a cost, in straight lines over log(cost): under noise, more is not always better.
 
-    Returns: None before the curve's beginning; beyond its end, its last error with ">": it stood there before.
+    Returns: None before the curve's beginning; with "<" beyond its end, where it might go on falling.
     """
     if cost < points[0][0]:
         return None
+    least = min(error for at, error in points if at <= cost)
     for (a, error), (b, other) in pairwise(points):
-        if cost <= b:
-            return Bound(error + (other - error) * math.log(cost / a) / math.log(b / a))
-    return Bound(points[-1][1], ">" if cost > points[-1][0] else "")
+        if a < cost < b:
+            return Bound(min(least, error + (other - error) * math.log(cost / a) / math.log(b / a)))
+    return Bound(least, "<" if cost > points[-1][0] else "")
 
 
 def mean_bound(bounds: Sequence[Bound]) -> Bound:

@@ -10,12 +10,11 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from fastprio.study.report.claims import GUARD, SB, SUBSET
-from fastprio.study.report.errors import GUARDED
-from fastprio.study.report.measures import mean
-from fastprio.study.report.results import UNIFORM, Results, Study, plain
+from fastprio.study.report.measures import late_share, mean
+from fastprio.study.report.results import GUARDED, UNIFORM, Results, Study, plain
 from fastprio.study.report.selection import law
 from fastprio.study.report.speed import parts
 from fastprio.study.training import PARTS
@@ -72,22 +71,27 @@ def learning_curves(study: Study, path: Path) -> None:
             colour, marker = STYLE[results.cells[row].method]
             panel.fill_between(spent, [*map(min, found)], [*map(max, found)], color=colour, alpha=0.15, linewidth=0)
             middle = [mean(errors) for errors in found]
-            drawn[row] = panel.plot(
-                spent, middle, color=colour, marker=marker, markersize=5, markevery=[-1], linewidth=1.3, zorder=3
-            )[0]
+            under = row == GUARD  # wider, for where it is the same as the method within it
+            size = (
+                {"linewidth": 2.8, "markersize": 8, "zorder": 3}
+                if under
+                else {"linewidth": 1.3, "markersize": 5, "zorder": 4}
+            )
+            drawn[row] = panel.plot(spent, middle, color=colour, marker=marker, markevery=[-1], **size)[0]
             highest = max(highest, *middle[len(middle) // 4 :])
         panel.set_title(column)
         panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_locator(NullLocator())
         if highest:
             panel.set_ylim(top=1.15 * highest)  # what a model does in its first steps would flatten the rest
         panel.set_xlim(left=0)
         panel.set_xlabel("backprops [thousands]")
     for panel in axes[::WIDE]:
         panel.set_ylabel("error [%], log scale")
-    figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=6, frameon=False)
+    across = min(len(results.columns), WIDE)
+    figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=min(6, 2 * across), frameon=False)
     figure.savefig(path)
 
 
@@ -119,16 +123,17 @@ def final_errors(study: Study, path: Path) -> None:
 
 
 def altered_share(study: Study, path: Path) -> None:
-    """What Selective-Backprop selects with and without the guard, beside the law and the data's own share."""
+    """What Selective-Backprop selects late, with and without the guard, beside the law and the data's own share."""
     results, found = study.runs, law(study.runs)
     figure, (panel,) = _panels(1, 3.6 + 0.75 * max(4, len(found)), 3.8)
-    figure.suptitle(f"Altered among the back-propagated\n{_title(results)}")
+    figure.suptitle(f"Altered among the back-propagated, in the second half of training\n{_title(results)}")
     wide: dict[str, Any] = {"color": "#333333", "linewidth": 0, "markeredgewidth": 2, "markersize": 26, "marker": "_"}
     for place, record in enumerate(found):
         panel.plot([place], [record["predicted"]], **wide)
         panel.plot([place], [1 - record["right"]], **{**wide, "color": "#B0B0B0"})
         for shift, row in ((-0.12, record["row"]), (0.12, GUARDED + record["row"])):
-            shares = [run["altered_share"] for run in results.of(record["column"], row)]
+            late = [late_share(run["curve"]) for run in results.of(record["column"], row)]
+            shares = [share for share in late if share is not None]
             if shares:
                 colour, marker = STYLE[results.cells[row].method]
                 panel.plot([place + shift] * len(shares), shares, marker, color=colour, markersize=6, alpha=0.8)

@@ -17,6 +17,7 @@ Record = dict[str, Any]
 
 UNIFORM = "uniform"
 SUBSET = "random subset"
+GUARDED = "guarded "
 KINDS = ("clean", "labels", "symmetric", "pair", "shuffle", "gauss")
 RARE = "rare"
 
@@ -28,7 +29,8 @@ class Results:
 
     Attributes:
         lines: of each cell one. columns: the corruptions. rows: the methods; scaled: the rows with another learning
-        rate, which no other list has. cells: a row's name -> one cell of it. classes: of the data, 0 without a run.
+        rate, which no other list has. cells: a row's name -> one cell of it. classes: of the data, and examples that
+        are trained on; 0 without a run.
     """
 
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -44,6 +46,7 @@ class Results:
             (cell.column, cell.row, cell.seed): last[cell]["result"] for cell in cells
         }
         self.classes = len(self.lines[0]["result"]["class_errors"]) if self.lines else 0
+        self.examples: int = self.lines[0]["protocol"]["examples"] if self.lines else 0
 
     def get(self, column: str, row: str, seed: int) -> Result | None:
         """What a run measured, None if there is no such run."""
@@ -61,6 +64,14 @@ class Results:
     def of(self, column: str, row: str) -> list[Result]:
         """The runs of a row in a column, by seed."""
         return [run for (run,) in self.paired(column, row)]
+
+    def budgets(self, column: str) -> list[str]:
+        """The rows of uniform training, of whatever length, that have a run in the column."""
+        return [row for row in self.rows if self.is_uniform(row) and self.seeds(column, row)]
+
+    def is_uniform(self, row: str) -> bool:
+        """Whether a row is uniform training, whole or shorter."""
+        return self.cells[row].method in (UNIFORM, SUBSET)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every column and row, of learning rate x 1, that has a run."""

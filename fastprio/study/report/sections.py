@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastprio.study.report import errors, speed
 from fastprio.study.report.results import RARE, Record, Result, Results, Study, balanced, plain
-from fastprio.study.report.tables import NONE, markdown, number, percent, pivot, signed
+from fastprio.study.report.tables import NONE, markdown, number, percent, pivot, signed, times
 from fastprio.study.training import PARTS
 
 
@@ -32,8 +32,7 @@ def _paragraphs(*parts: str) -> str:
 
 def _speed(record: Record) -> str:
     some = "" if record["reached"] in (0, record["seeds"]) else f" [{record['reached']}/{record['seeds']}]"
-    times = NONE if record["speed_up"] is None else f"{record['speed_up']:.2f}x"
-    return f"{times}{some} ({record['error']:.2f})"
+    return f"{times(record['speed_up'])}{some} ({record['error']:.2f})"
 
 
 def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
@@ -46,17 +45,17 @@ def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
     best = speed.best_uniform(results)
     if best and clock == speed.BACKPROPS:
         files["uniform_best"] = best
-        rows = [[b["column"], number(b["error"]), number(b["best_error"]), b["best"]] for b in best]
+        rows = [[b["column"], number(b["error"]), number(b["best_error"]), b["best"], str(b["seeds"])] for b in best]
         text += [
             "Uniform training may be longer than it needs to be. Its final error, and the least mean error of all "
             "budgets that were run, each with its learning rate taken down to the end:",
-            markdown(["column", "final error", "least error", "of"], rows),
+            markdown(["column", "final error", "least error", "of", "seeds"], rows),
         ]
     intro = (
-        f"Each cell is speed-up (final error in %), means over seeds. The speed-up is uniform's {clock} until its "
-        "error is at most the target at two evaluations in a row, over the method's, with the same seed and data. "
-        f"“{NONE}”: most seeds never got there (or uniform itself did not, twice in a row); [2/3]: two of three did. "
-        "An error is that of the last step."
+        f"Each cell is speed-up (final error in %). The speed-up is uniform's {clock} until its error is at most the "
+        "target at two evaluations in a row, over the method's, with the same seed and data: the mean of the seeds "
+        f"that got there. [2/3]: two of three did; “{NONE}”: most did not (or uniform itself did not, twice in a row). "
+        "An error is that of the last step, the mean of all seeds."
     )
     title = "Speed-up and error: the paper's table" if clock == speed.BACKPROPS else "The paper's table in seconds"
     return Section(title, _paragraphs(intro, *text), files)
@@ -68,12 +67,19 @@ def curve_table(study: Study, clock: str = speed.BACKPROPS) -> Section:
     title = "Speed-up over shorter uniform training" + (" in seconds" if clock != speed.BACKPROPS else "")
     if not found:
         return Section(title, "Missing: uniform training with two budgets or more and one seed.")
+    worth = (
+        "Above 1 the method is worth its time."
+        if clock == speed.SECONDS
+        else "Forward passes for scoring are not in it: in seconds it is less."
+    )
     intro = (
         "A method that stops early must be set against uniform training that was meant to stop early, its learning "
         f"rate taken down to the end. Each cell is the {clock} that such training (random subset with each budget, "
         f"and uniform; in straight lines over log({clock}) between them) needs for the method's final error, over the "
-        "method's own; the mean over seeds. Above 1 the method is worth it. “>” and “<”: some seeds are beyond the "
-        "longest or before the shortest of them, which were taken instead; “~”: some of both."
+        f"method's own; the mean over the seeds that have all of these budgets. {worth} “>”: some seeds' errors are "
+        "lower than those of any budget, and the longest was taken instead (under noise, where longer training can be "
+        "worse, no budget may ever get there); “<”: some are higher than those of all, and the shortest was taken; "
+        "“~”: some of both."
     )
     columns = list(dict.fromkeys(study.runs.columns + study.timed.columns))
     table = pivot(found, lambda r: f"{r['sign']} {r['speed_up']:.2f}x".strip(), columns)
@@ -96,7 +102,7 @@ def seconds(study: Study) -> list[Section]:
         ),
         {"seconds": parts},
     )
-    text = "Missing: runs in turns of uniform, and uniform training with two budgets."
+    text = "Missing: runs in turns of uniform and another method, and uniform training with two budgets."
     if equal:
         head = ["column", "method", "seconds", "error", "uniform's", "difference", "90 % interval", "seeds"]
         rows = [
@@ -108,9 +114,10 @@ def seconds(study: Study) -> list[Section]:
             for r in equal
         ]
         text = _paragraphs(
-            "The error of each method, and of uniform training (of the budget that takes as long, interpolated as "
-            "above) in the same seconds. Below 0 the method is worth its time. (longest): it took longer than any "
-            "uniform run, and is set against the longest one. Runs shorter than any uniform one are left out.",
+            "The error of each method, and the least of uniform training of any budget in the same seconds "
+            "(interpolated as above; of a single seed's budgets, which flatters uniform a little). Below 0 the method "
+            "is worth its time. (longest): it took longer than any uniform run, and longer ones might be better still. "
+            "Runs shorter than any uniform one are left out.",
             markdown(head, rows, left=2),
         )
     against = Section("Against uniform at equal seconds", text, {"equal_seconds": equal} if equal else {})
@@ -147,10 +154,11 @@ def error_tables(results: Results) -> Section:
     """Every seed's error, and differences paired by seed."""
     intro = (
         "Final errors in %, a column for each seed, and mean differences in points with 90 % intervals (Student's t, "
-        "paired by seed; none of a single pair): to uniform; to random subset with the same budget; of a guarded "
-        "method to the same one unguarded; and to uniform training of as many backprops, interpolated as above. Below "
-        "0 the row is better. In “rare 2” and its like the last three classes are rare in training; balanced is the "
-        "mean of all classes' errors."
+        "paired by seed; none of a single pair): to uniform; to random subset with the same budget, if as much was "
+        "used up; of a guarded method to the same one unguarded; and to the least error of uniform training with at "
+        "most as many backprops, interpolated as above (which flatters uniform a little). Below 0 the row is better. "
+        "In “rare 2” and its like the last three classes are rare in training; balanced is the mean of all classes' "
+        "errors."
     )
     text, per_seed, paired = [intro], [], []
     for column in results.columns:

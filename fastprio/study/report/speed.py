@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastprio.study.report.measures import Bound, error_at, interval, mean, mean_bound, needed, reached
-from fastprio.study.report.results import SUBSET, UNIFORM, Record, Result, Results, Study, plain
+from fastprio.study.report.measures import Bound, interval, least_within, mean, mean_bound, needed, reached
+from fastprio.study.report.results import UNIFORM, Record, Result, Results, Study, plain
 from fastprio.study.training import PARTS
 
 FACTORS = (1.2, 1.1, 1.05)
@@ -52,18 +52,19 @@ def speed_ups(results: Results, factor: float, clock: str = BACKPROPS) -> list[R
 
 
 def best_uniform(results: Results) -> list[Record]:
-    """Column, error of uniform, the budget (a row) with the least mean error, and that error; over the same seeds."""
+    """Column, error of uniform, the budget (a row) with the least mean error, that error, and seeds.
+
+    Means over the seeds that have all of the column's budgets.
+    """
     records: list[Record] = []
     for column in results.columns:
-        finals = results.of(column, UNIFORM)
-        errors: dict[str, float] = {}
-        for row in results.rows:
-            runs = results.paired(column, row, UNIFORM)
-            if results.cells[row].method in (UNIFORM, SUBSET) and len(runs) == len(finals) > 0:
-                errors[row] = mean([plain(run) for run, _ in runs])
-        if errors:
+        rows = results.budgets(column)
+        runs = results.paired(column, *rows) if UNIFORM in rows else []
+        if runs:
+            errors = {row: mean([plain(run[place]) for run in runs]) for place, row in enumerate(rows)}
             best = min(errors, key=lambda row: errors[row])
-            records.append({"column": column, "error": errors[UNIFORM], "best": best, "best_error": errors[best]})
+            record = {"column": column, "error": errors[UNIFORM], "best": best, "best_error": errors[best]}
+            records.append(record | {"seeds": len(runs)})
     return records
 
 
@@ -72,14 +73,14 @@ def uniform_curve(
 ) -> list[tuple[float, float]] | None:
     """(backprops, final error) of uniform training, each point a run of its own with its learning rate taken down.
 
-    Returns: None unless there are two budgets.
+    Returns: None unless the column has two budgets, and the seed all that the column has: a seed with fewer points
+    would have another curve for that alone.
     """
-    points: dict[float, float] = {}
-    for row in results.rows:
-        run = results.get(column, row, seed)
-        if run is not None and results.cells[row].method in (UNIFORM, SUBSET):
-            points[cost(run, BACKPROPS)] = measure(run)
-    return sorted(points.items()) if len(points) > 1 else None
+    rows = results.budgets(column)
+    if len(rows) < 2 or seed not in results.seeds(column, *rows):
+        return None
+    runs = [results.get(column, row, seed) for row in rows]
+    return sorted((cost(run, BACKPROPS), measure(run)) for run in runs if run is not None)
 
 
 def timed_curve(study: Study, column: str, seed: int) -> list[tuple[float, float]] | None:
@@ -114,20 +115,20 @@ def over_curve(study: Study, clock: str = BACKPROPS) -> list[Record]:
 
 
 def at_equal_seconds(study: Study) -> list[Record]:
-    """Column, row, seeds, seconds, error, uniform (its error at those seconds), difference with interval, beyond.
+    """Column, row, seeds, seconds, error, uniform (the least in those seconds), difference with interval, beyond.
 
-    beyond: how many of the runs took longer than the longest uniform one, whose error they are compared with. Runs
-    that were shorter than the shortest uniform one are left out.
+    beyond: how many of the runs took longer than the longest uniform one. Runs that were shorter than the shortest
+    uniform one are left out.
     """
     records: list[Record] = []
     for column, row in study.timed.pairs():
         found: list[tuple[float, float, Bound]] = []
         for seed in study.timed.seeds(column, row):
             run, points = study.timed.get(column, row, seed), timed_curve(study, column, seed)
-            if row == UNIFORM or run is None or points is None:
+            if run is None or points is None or study.timed.is_uniform(row):  # those are the curve
                 continue
             seconds = cost(run, SECONDS)
-            uniform = error_at(points, seconds)
+            uniform = least_within(points, seconds)
             if uniform is not None:
                 found.append((seconds, plain(run), uniform))
         if found:
@@ -143,7 +144,7 @@ def at_equal_seconds(study: Study) -> list[Record]:
                     "difference": difference.mean,
                     "low": difference.low,
                     "high": difference.high,
-                    "beyond": sum(uniform.sign == ">" for _, _, uniform in found),
+                    "beyond": sum(uniform.sign == "<" for _, _, uniform in found),
                 }
             )
     return records

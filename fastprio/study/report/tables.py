@@ -68,3 +68,8 @@ def signed(value: float) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as "33 %", or the dash."""
     return NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio as "1.30x", or the dash."""
+    return NONE if value is None else f"{value:.2f}x"

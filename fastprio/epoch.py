@@ -85,6 +85,7 @@ class Epoch:
             if count > left:
                 if left <= 0 or (drop_partial and self.batch_size is not None):
                     self.exhausted = True
+                    self._warn_if_empty(left)
                     return None
                 count = left
             if self._lag is not None or self._feedback.waiting:
@@ -141,6 +142,15 @@ class Epoch:
             if self._stale is not None:
                 self.drawn = self._stale.first + self._journal.cut(self._stale)
                 self._stale = None
+
+    def _warn_if_empty(self, left: int) -> None:
+        """A loop over epochs would go on without training, whatever its policy does to have more examples."""
+        if self.drawn == 0 and left > 0:
+            warnings.warn(
+                f"epoch {self.number} has no batch: it has {left} examples, a batch {self.batch_size}, and drop_last "
+                "leaves out what is not full",
+                stacklevel=3,
+            )
 
     def _stretch(self) -> int:
         """How many single draws to make at once."""

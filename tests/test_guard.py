@@ -316,6 +316,24 @@ def test_what_is_set_aside_comes_back_when_its_loss_falls_and_goes_when_it_rises
     assert plan_of(store, 6).codes.tolist().count(SCORE) == 3
 
 
+def test_with_drop_last_an_epoch_that_is_left_less_than_a_batch_says_so():
+    losses = torch.where(torch.arange(40) < 30, 3.0, 1.0)  # 30 suspects, of which 28 may be set aside, 1 comes back
+    loader = PriorityLoader(range(40), 16, policy=NoiseGuard("uniform", CHANCE, back=0.0), drop_last=True, seed=0)
+
+    def epoch():
+        sizes = []
+        for batch in loader:
+            loader.step(losses[batch])
+            sizes.append(len(batch))
+        loader.score(nn.Identity(), lambda model, batch: losses[batch])
+        return sizes
+
+    assert epoch() == [16, 16]
+    with pytest.warns(UserWarning, match=r"^epoch 1 has no batch: it has 13 examples, a batch 16, and drop_last"):
+        assert epoch() == []
+    assert loader.store.policy.verdict == "mislabeled"
+
+
 def test_examples_never_scored_are_trained_on():
     store = decided("mislabeled", size=40)
     store.resize(60)

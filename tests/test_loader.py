@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -167,7 +168,14 @@ def test_a_loader_with_its_own_generator_works_and_does_not_change_the_draws():
 def test_lengths_are_what_is_yielded(n, batch, drop_last):
     for kind in KINDS:
         loader, sampler = build(kind, n, batch, drop_last=drop_last)
-        sizes = [len(b) for b in run(loader, sampler, 1)[0]]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            sizes = [len(b) for b in run(loader, sampler, 1)[0]]
+        empty = f"epoch 0 has no batch: it has {n} examples, a batch {batch}, and drop_last leaves out what is not full"
+        # Where torch makes the batches, it alone knows.
+        assert [str(w.message) for w in said] == (
+            [empty] if kind in ("loader", "batch_sampler") and n < batch and drop_last else []
+        )
         assert len(loader) == len(sizes) == (n // batch if drop_last else -(-n // batch))
         assert sizes == [batch] * (n // batch) + ([n % batch] if n % batch and not drop_last else [])
 

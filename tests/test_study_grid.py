@@ -247,11 +247,24 @@ def test_a_foreign_line_is_refused_by_its_number_and_nothing_is_changed(folder, 
 
 
 def test_a_folder_with_runs_of_another_protocol_is_refused_with_what_differs(folder):
-    before = (folder / grid.FILE).read_bytes()
     other = Protocol(**{**vars(TINY), "lr": 1.0, "shift": 2})
-    with pytest.raises(StudyError, match=r"\(lr = 0.05 there, 1.0; shift = 0 there, 2\): use another folder$"):
-        grid.run_all(folder, other, CELLS, 1, lambda *_: None)
-    assert (folder / grid.FILE).read_bytes() == before
+    for have in (grid.FILE, grid.TIMES):
+        before = (folder / grid.FILE).rename(folder / have).read_bytes()
+        for name in (grid.FILE, grid.TIMES):
+            message = r"\(lr = 0.05 there, 1.0; shift = 0 there, 2\): use another folder$"
+            with pytest.raises(StudyError, match=message), grid.appending(folder, other, name):
+                pass
+        assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(have, before)]
+
+
+def test_a_start_that_is_refused_leaves_nothing_behind(tmp_path):
+    for changes in ({"model": "none"}, {"examples": 10**6}, {"data": str(tmp_path / "absent")}):
+        with pytest.raises(StudyError):
+            grid.run_all(tmp_path / "new", Protocol(**{**vars(TINY), **changes}), CELLS[:1], 1, lambda *_: None)
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / grid.FILE).mkdir()
+    with pytest.raises(StudyError, match=r"cells.jsonl: cannot be read: Is a directory$"):
+        grid.read(tmp_path)
 
 
 def test_two_processes_are_never_at_work_in_one_folder(folder):
@@ -464,7 +477,8 @@ def said(capsys, *words):
             )
         ),
         (["--columns", ""], "--columns : expected clean, "),
-        (["--seeds", "one"], "--seeds one: expected a number, or two as in 100-102"),
+        (["--seeds", "one"], "--seeds one: expected a number below 2^63, or two as in 100-102"),
+        (["--seeds", "99999999999999999999"], "--seeds 99999999999999999999: expected a number below 2^63"),
         (["--seeds", "5-3"], "--seeds 5-3: expected a number"),
         (["--seeds", "-1"], "--seeds -1: expected a number"),
     ],
@@ -588,17 +602,19 @@ def test_times_are_of_whole_columns_and_not_made_twice(tmp_path, capsys, uninter
     words = ["time", *RUN[2:], "--seeds", "0-1", "--out", tmp_path]
     status, out, err = said(capsys, *words)
     assert (status, err) == (0, "")
-    assert out.splitlines() == [f"labels 50, seed {seed}: 4 runs in turns" for seed in (0, 1)]
+    end = f"{tmp_path / grid.TIMES} has 8. For the report: fastprio study report {tmp_path}"
+    turns = [f"labels 50, seed {seed}: 4 runs in turns" for seed in (0, 1)]
+    assert out.splitlines() == [*turns, f"8 of 8 made now; {end}"]
     times = grid.read(tmp_path, grid.TIMES)
     assert [said_of(run) for run in times] == [said_of(uninterrupted[cell]) for cell in CELLS if cell.seed < 2]
-    assert said(capsys, *words) == (0, "", "")
+    assert said(capsys, *words) == (0, f"0 of 8 made now; {end}\n", "")
     assert grid.read(tmp_path, grid.TIMES) == times
 
 
 def test_the_command_says_how_much_of_a_group_is_done(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "SILENCE", 0.0)
     status, out, err = said(capsys, "time", *RUN[2:], "--seeds", "0", "--out", tmp_path)
-    first, *shares = out.splitlines()
+    first, *shares, _ = out.splitlines()
     assert (status, err, first) == (0, "", "labels 50, seed 0: 4 runs in turns")
     assert len(shares) > 4
     assert shares[-1] == "labels 50, seed 0: 100 %"

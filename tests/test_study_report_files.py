@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 
@@ -13,7 +14,7 @@ from fastprio.cli import main
 from fastprio.study.files import StudyError
 from fastprio.study.grid import line
 from fastprio.study.presets import PRESETS
-from fastprio.study.report import document, write
+from fastprio.study.report import document, pictures, write
 from fastprio.study.report.results import Results, balanced
 from fastprio.study.report.tables import NONE, markdown, write_csv
 
@@ -132,17 +133,23 @@ def test_times_of_another_protocol_are_refused(tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
-def test_a_report_that_cannot_be_written_is_said_in_one_line_and_leaves_none(tmp_path, capsys):
+def test_a_report_that_cannot_be_written_is_said_in_one_line_and_an_earlier_one_stays(tmp_path, capsys, monkeypatch):
+    def full(study, path):
+        path.write_bytes(b"cut short")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
     store(tmp_path, uniforms())
     assert main(["study", "report", str(tmp_path)]) == 0
-    assert (tmp_path / "report.md").exists()
-    (tmp_path / "costs.csv").unlink()
-    (tmp_path / "costs.csv").mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    store(tmp_path, uniforms(seeds=3))
+    before["cells.jsonl"] = (tmp_path / "cells.jsonl").read_bytes()
+    monkeypatch.setitem(pictures.PICTURES, "final_errors", full)
     capsys.readouterr()
     assert main(["study", "report", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said == f"fastprio study: {tmp_path / 'costs.csv'}: cannot be written: Is a directory\n"
-    assert not (tmp_path / "report.md").exists()
+    assert capsys.readouterr().err == (
+        f"fastprio study: {tmp_path}: the report cannot be written: No space left on device\n"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_tables_keep_every_digit_and_no_cell_breaks_a_row(tmp_path):

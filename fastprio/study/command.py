@@ -125,8 +125,8 @@ def _seeds(text: str) -> range:
         seeds = range(int(first), int(last or first) + 1)
     except ValueError:
         seeds = range(0)
-    if not seeds:
-        raise StudyError(f"--seeds {text}: expected a number, or two as in 100-102")
+    if not seeds or seeds[-1] >= 2**63:
+        raise StudyError(f"--seeds {text}: expected a number below 2^63, or two as in 100-102")
     return seeds
 
 
@@ -175,7 +175,12 @@ def make_runs(args: argparse.Namespace) -> None:
         _list(protocol, cells, grid.read(folder))
         return
     made = grid.run_all(folder, protocol, cells, args.workers, Progress())
-    print(f"{len(cells)} runs in {folder / grid.FILE}, {made} of them made now; fastprio study report {folder}")
+    _said(len(cells), made, folder, grid.FILE)
+
+
+def _said(asked: int, made: int, folder: Path, name: str) -> None:
+    have = len(grid.read(folder, name))
+    print(f"{made} of {asked} made now; {folder / name} has {have}. For the report: fastprio study report {folder}")
 
 
 def _list(protocol: Protocol, cells: list[Cell], runs: list[dict[str, Any]]) -> None:
@@ -196,6 +201,7 @@ def make_times(args: argparse.Namespace) -> None:
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.column, cell.seed), []).append(cell)
+    made = 0
     with grid.appending(folder, protocol, grid.TIMES) as add:
         have = {grid.cell_of(run) for run in grid.read(folder, grid.TIMES)}
         for (column, seed), group in groups.items():
@@ -205,6 +211,8 @@ def make_times(args: argparse.Namespace) -> None:
             # Seconds of different times are not to be compared: a group that was cut when it was stored is made again
             # whole, and of two lines of a run the report takes the later one.
             add(*in_turns(protocol, group, Share(f"{column}, seed {seed}")))
+            made += len(group)
+    _said(len(cells), made, folder, grid.TIMES)
 
 
 def run(args: argparse.Namespace) -> int:

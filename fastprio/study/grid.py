@@ -45,9 +45,12 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     Raises: StudyError: a line that is not a run's, or runs of several protocols in one folder.
     """
     path = folder / name
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from error
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -78,12 +81,16 @@ def cell_of(run: dict[str, Any]) -> Cell:
 def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Callable[..., None]]:
     """The folder for writing, by one process at a time: gives a function that adds runs, of one call in one write.
 
+    A folder that was made for it and a file without a run are taken away in the end.
+
     Raises: StudyError: another process has it, it has runs that would be made from something else now, or it cannot be
     written.
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                stack.callback(_rmdir, folder)
             whole = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, whole)
             # The whole folder: seconds are not to be measured while other runs are made.
@@ -93,8 +100,10 @@ def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Ca
             raise StudyError(f"{folder}: another process is at work in it") from error
         except OSError as error:
             raise _unwritable(folder / name, error) from error
-        for run in read(folder, name):
-            _check(folder, run, protocol)
+        stack.callback(_drop_empty, folder / name)
+        for known in (FILE, TIMES):
+            for run in read(folder, known):
+                _check(folder, run, protocol)
         _drop_cut_line(file)
 
         def add(*runs: dict[str, Any]) -> None:
@@ -130,6 +139,16 @@ def _differences(name: str, before: Any, after: Any) -> list[tuple[str, Any, Any
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
         return [found for key in before for found in _differences(key, before[key], after[key])]
     return [] if before == after else [(name, before, after)]
+
+
+def _rmdir(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()
+
+
+def _drop_empty(path: Path) -> None:
+    if path.exists() and not path.stat().st_size:
+        path.unlink()
 
 
 def _drop_cut_line(file: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from fastprio.study import grid
@@ -13,7 +14,7 @@ from fastprio.study.report.tables import write_csv
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes the report of the runs in a folder, beside them, over an earlier one.
+    """Writes the report of the runs in a folder beside them, over an earlier one, which stays until all of it is there.
 
     Returns: the files: ``report.md`` first, then CSV files, then PNG files.
 
@@ -21,20 +22,26 @@ def write(folder: Path) -> list[Path]:
     a folder that cannot be written to.
     """
     study = load(folder)
-    parts, report = arranged(study), folder / "report.md"
+    parts = arranged(study)
     try:
-        report.unlink(missing_ok=True)  # the new one comes last: where there is one, all that it names is its own
-        written = [write_csv(folder / "cells.csv", errors.every_run(study))]
-        for part in parts:
-            written += [write_csv(folder / f"{name}.csv", records) for name, records in part.files.items() if records]
-        for part in parts:
-            for name in part.pictures:
-                pictures.PICTURES[name](study, folder / f"{name}.png")
-                written.append(folder / f"{name}.png")
-        report.write_text(markdown(study, parts))
+        with tempfile.TemporaryDirectory(dir=folder, prefix="report-") as made:
+            written = _written(study, parts, Path(made))
+            return [path.replace(folder / path.name) for path in written]
     except OSError as error:
-        raise StudyError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
-    return [report, *written]
+        raise StudyError(f"{folder}: the report cannot be written: {error.strerror}") from error
+
+
+def _written(study: Study, parts: list[Section], folder: Path) -> list[Path]:
+    report = folder / "report.md"
+    report.write_text(markdown(study, parts))
+    written = [report, write_csv(folder / "cells.csv", errors.every_run(study))]
+    for part in parts:
+        written += [write_csv(folder / f"{name}.csv", records) for name, records in part.files.items() if records]
+    for part in parts:
+        for name in part.pictures:
+            pictures.PICTURES[name](study, folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
+    return written
 
 
 def load(folder: Path) -> Study:

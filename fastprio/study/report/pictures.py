@@ -1,4 +1,4 @@
-"""The report's pictures. A method has one colour and marker in all of them (Okabe and Ito's colours, and greys)."""
+"""The report's pictures. A method has one colour and marker in all of them (Okabe and Ito's, and Tol's)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ STYLE = {
     "IES": ("#E69F00", "X"),
     "guarded SB": ("#0072B2", "D"),
     "guarded InfoBatch": ("#56B4E9", "d"),
-    "guarded uniform": ("#4D4D4D", "p"),
-    "oracle SB": ("#A6761D", "*"),
+    "guarded uniform": ("#882255", "p"),
+    "oracle SB": ("#332288", "*"),
 }
 MAIN = (UNIFORM, SUBSET, SB, GUARD, "VR 33 %", "InfoBatch")
 WIDE = 4
+"""Panels in a line."""
+NARROWEST = 7.0
+"""Inches, for titles and legends."""
 
 
 def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Any]]:
     """A figure of panels, at most four in a line; those without a use are left blank."""
     across = min(count, WIDE)
     down = -(-count // across)
-    figure = Figure(figsize=(width * across, height * down + 0.8), layout="constrained", dpi=150)
+    figure = Figure(figsize=(max(width * across, NARROWEST), height * down + 0.8), layout="constrained", dpi=150)
     grid = figure.subplots(down, across, squeeze=False, **options)
     axes = list(grid.flat)
     for blank in axes[count:]:
@@ -47,6 +50,7 @@ def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Fi
     for panel in axes[:count]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25, linewidth=0.6)
+        panel.set_axisbelow(True)
     return figure, axes[:count]
 
 
@@ -78,20 +82,20 @@ def learning_curves(study: Study, path: Path) -> None:
                 else {"linewidth": 1.3, "markersize": 5, "zorder": 4}
             )
             drawn[row] = panel.plot(spent, middle, color=colour, marker=marker, markevery=[-1], **size)[0]
-            highest = max(highest, *middle[len(middle) // 4 :])
+            highest = max([highest, *map(max, found[2:])])
         panel.set_title(column)
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
         if highest:
-            panel.set_ylim(top=1.15 * highest)  # what a model does in its first steps would flatten the rest
+            panel.set_ylim(top=1.05 * highest)  # what a model does in its first steps would flatten the rest
         panel.set_xlim(left=0)
         panel.set_xlabel("backprops [thousands]")
     for panel in axes[::WIDE]:
         panel.set_ylabel("error [%], log scale")
     across = min(len(results.columns), WIDE)
-    figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=min(6, 2 * across), frameon=False)
+    figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=6 if across > 2 else 3, frameon=False)
     figure.savefig(path)
 
 
@@ -157,7 +161,7 @@ def seconds(study: Study, path: Path) -> None:
     timed, found = study.timed, parts(study.timed)
     rows = timed.rows[::-1]
     figure, axes = _panels(len(timed.columns), 4.6, 0.6 + 0.3 * len(rows), sharey=True)
-    figure.suptitle(f"Where the seconds go (choosing, in % of them, at the end): {_title(timed)}")
+    figure.suptitle(f"Where the seconds go (at the end: choosing, in % of them)\n{_title(timed)}")
     # Other colours than the methods', light and dark in turns.
     colours = dict(zip(PARTS, ["#DDDDDD", *colormaps["cividis"]([1.0, 0.7, 0.4, 0.1])], strict=True))
     for panel, column in zip(axes, timed.columns, strict=True):

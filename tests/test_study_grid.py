@@ -649,3 +649,11 @@ def test_a_group_of_times_is_written_at_once_and_where_it_was_cut_the_report_has
             CELLS[:4], key=lambda cell: (list(METHODS).index(cell.method), -cell.budget)
         )
         assert {line["result"]["turn"] for line in kept.lines} == {1 if cut == len(whole) else 2}
+
+
+def test_a_study_does_not_warn_of_epochs_without_a_batch(recwarn):
+    protocol = Protocol(**{**vars(TINY), "examples": 15})
+    for make in (grid.finish, lambda protocol, cell: in_turns(protocol, [cell])):
+        with pytest.raises(StudyError, match="no whole batch came of 15 examples"):
+            make(protocol, Cell("clean", 0.0, "InfoBatch", 1.0, 0))
+    assert not recwarn.list

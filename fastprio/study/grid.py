@@ -23,13 +23,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastprio.bench import stamp
 from fastprio.study.files import StudyError
 from fastprio.study.protocol import Cell, Protocol
 from fastprio.study.provenance import key_of, made_from
-from fastprio.study.training import Run
+from fastprio.study.training import Run, as_a_study
 
 FILE = "cells.jsonl"
 TIMES = "times.jsonl"
@@ -160,16 +158,12 @@ def _drop_cut_line(file: Any) -> None:
 
 def finish(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     """Makes a run, on one thread: its line."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     begin = time.perf_counter()
-    try:
+    with as_a_study():
         run = Run(protocol, cell)
         for _ in run.steps():
             pass
         result = run.result()
-    finally:
-        torch.set_num_threads(threads)
     return line(protocol, cell, {**result, "whole_seconds": time.perf_counter() - begin})
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from fastprio.study.grid import line
 from fastprio.study.protocol import Cell, Protocol
-from fastprio.study.training import Run
+from fastprio.study.training import Run, as_a_study
 
 
 def in_turns(
@@ -19,9 +17,7 @@ def in_turns(
 
     Args: told: called after every step with the share of the whole that is done, while no run's clock goes.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with as_a_study():
         runs = [Run(protocol, cell) for cell in cells]
         running = {number: run.steps() for number, run in enumerate(runs)}
         while running:
@@ -30,5 +26,3 @@ def in_turns(
                 del running[number]
             told(sum(run.progress for run in runs) / len(runs))
         return [line(protocol, cell, run.result()) for cell, run in zip(cells, runs, strict=True)]
-    finally:
-        torch.set_num_threads(threads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +24,19 @@ from fastprio.study.watch import OnTheClock, Watch
 
 PARTS = ("loading", "choosing", "scoring", "forward", "backward")
 """What a run's seconds are made of; evaluation is beside them."""
+
+
+@contextlib.contextmanager
+def as_a_study() -> Iterator[None]:
+    """Runs are on one thread. An epoch without a whole batch is not warned of: a run says so where it cannot go on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"epoch \d+ has no batch", UserWarning)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _DivergedError(Exception):

@@ -230,6 +230,12 @@ def rekeyed(line, **values):
         (lambda line: changed(line, cell=vars(CELLS[2])), "line 2: its key is not that of its settings$"),
         (lambda line: changed(line, data="0" * 16), "line 2: its key is not that of its settings$"),
         (lambda line: rekeyed(line, protocol={**vars(TINY), "lr": 1.0}), "line 2: another protocol than in line 1"),
+        (lambda line: rekeyed(line, data="0" * 16), "line 2: another data than in line 1"),
+        (lambda line: rekeyed(line, code=1), "line 2: another code than in line 1"),
+        (
+            lambda line: rekeyed(line, cell={**vars(CELLS[1]), "method": "none"}),
+            "not a run of this version: method = 'n",
+        ),
     ],
 )
 def test_a_foreign_line_is_refused_by_its_number_and_nothing_is_changed(folder, change, message):

@@ -11,9 +11,11 @@ import pytest
 from report_helpers import UNIFORM, WHOLE, guarded, made, uniforms
 
 from fastprio.cli import main
+from fastprio.study import grid
 from fastprio.study.files import StudyError
 from fastprio.study.grid import line
 from fastprio.study.presets import PRESETS
+from fastprio.study.provenance import key_of
 from fastprio.study.report import document, pictures, write
 from fastprio.study.report.results import Results, balanced
 from fastprio.study.report.tables import NONE, markdown, write_csv
@@ -47,6 +49,7 @@ def test_a_report_has_every_section_and_names_files_that_are_there(tmp_path):
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert f"| SB 50 % | {NONE} | {NONE} (20.00) | {NONE} | 2 |" in text
     assert "### rare 2, balanced" in text
+    assert "### rare 2, the rare classes" in text
     assert "### rare 2\n" in text
     assert "Missing" not in text
 
@@ -124,11 +127,15 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_times_of_another_protocol_are_refused(tmp_path):
+def test_times_of_another_protocol_or_other_data_are_refused(tmp_path):
     preset, run = PRESETS["quick"], made("clean", 0.0, "uniform", 1.0, 0, UNIFORM)
     store(tmp_path, [run])
     store(tmp_path, [line(preset.protocol, preset.cells()[0], run["result"])], "times.jsonl")
     with pytest.raises(StudyError, match=r"times.jsonl: another protocol than in cells.jsonl"):
+        write(tmp_path)
+    other = {**run, "data": "0" * 16}
+    store(tmp_path, [{**other, "key": key_of({name: other[name] for name in grid.MADE_FROM})}], "times.jsonl")
+    with pytest.raises(StudyError, match=r"times.jsonl: another data than in cells.jsonl"):
         write(tmp_path)
     assert not (tmp_path / "report.md").exists()
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
 
 
+RARE_CLASSES = 3
+"""The last ones, of which "rare" takes examples away."""
+
+
 @dataclass(frozen=True)
 class Corrupted:
     """A training set, and what was done to it.
@@ -61,7 +65,7 @@ def corrupt(split: Split, classes: int, kind: str, level: float, seed: int) -> C
     order = np.random.default_rng([seed, 0])
     drawn = np.zeros(n, bool)
     if kind == "rare":
-        few = np.flatnonzero(split.labels.numpy() >= classes - 3)
+        few = np.flatnonzero(split.labels.numpy() >= classes - RARE_CLASSES)
         drawn[order.permutation(few)[: round(level * len(few))]] = True
         kept = everything[~drawn]
         at = torch.from_numpy(kept)

@@ -25,6 +25,7 @@ from typing import Any
 
 from fastprio.bench import stamp
 from fastprio.study.files import StudyError
+from fastprio.study.methods import find
 from fastprio.study.protocol import Cell, Protocol
 from fastprio.study.provenance import key_of, made_from
 from fastprio.study.training import Run, as_a_study
@@ -33,6 +34,8 @@ FILE = "cells.jsonl"
 TIMES = "times.jsonl"
 """The same, of runs that were made in turns: their seconds may be compared."""
 MADE_FROM = "protocol", "cell", "method", "data", "labels", "code"
+COMMON = "protocol", "data", "code"
+"""What all runs of a folder have in common."""
 
 
 def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
@@ -40,7 +43,7 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
 
     A last line that was cut short is passed over: the run is made again.
 
-    Raises: StudyError: a line that is not a run's, or runs of several protocols in one folder.
+    Raises: StudyError: a line that is not a run's, or runs that do not have ``COMMON`` in common.
     """
     path = folder / name
     try:
@@ -54,14 +57,15 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
         try:
             run = json.loads(line)
             key, made, _ = run["key"], {name: run[name] for name in MADE_FROM}, run["result"]
-            protocol_of(run), cell_of(run)
-        except (ValueError, TypeError, KeyError) as error:
+            protocol_of(run), find(cell_of(run).method)
+        except (ValueError, TypeError, KeyError, StudyError) as error:
             raise StudyError(f"{path}, line {number}: not a run of this version: {error}") from error
         if key != key_of(made):
             raise StudyError(f"{path}, line {number}: its key is not that of its settings")
-        if found and run["protocol"] != found[0]["protocol"]:
-            raise StudyError(f"{path}, line {number}: another protocol than in line 1: a folder has the runs of one")
         found.append(run)
+        for part in COMMON:
+            if run[part] != found[0][part]:
+                raise StudyError(f"{path}, line {number}: another {part} than in line 1: a folder has the runs of one")
     return found
 
 

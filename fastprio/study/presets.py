@@ -42,6 +42,7 @@ OTHERS: tuple[Row, ...] = (
 )
 PRUNED: tuple[Row, ...] = (("InfoBatch", 1.0), ("guarded InfoBatch", 1.0))
 """The guard around a policy, for which less is claimed than around a selector."""
+NOISY: tuple[Column, ...] = (("labels", 0.25), ("labels", 0.5), ("gauss", 0.25), ("gauss", 0.5))
 ABLATIONS: tuple[Row, ...] = (("guarded uniform", THIRD), ("oracle SB", THIRD))
 
 
@@ -90,7 +91,8 @@ PRESETS: dict[str, Preset] = {
         (
             Block(COMPARED, (*PAPER, RARE), 6),
             Block(OTHERS, (*PAPER, RARE), 3),
-            Block(PRUNED, (*SOME, *SHUFFLED), 6),
+            Block(PRUNED, (*SOME, ("labels", 0.25), *SHUFFLED), 6),
+            Block((("VR", HALF),), NOISY, 6),
             Block(ABLATIONS, SOME, 3),
             Block((("uniform", 1.0), ("SB", THIRD), ("guarded SB", THIRD)), SOME[:2], 3, (0.5, 2.0)),
         ),

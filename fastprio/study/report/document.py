@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastprio.study import grid
 from fastprio.study.files import StudyError
-from fastprio.study.report import errors, findings, pictures, sections
+from fastprio.study.report import errors, findings, pictures, sections, setting
 from fastprio.study.report.results import Results, Study
 from fastprio.study.report.sections import Section
 from fastprio.study.report.tables import write_csv
@@ -18,7 +18,7 @@ def write(folder: Path) -> list[Path]:
 
     Returns: the files: ``report.md`` first, then CSV files, then PNG files.
 
-    Raises: StudyError: a folder without finished runs, files that ``grid.read`` refuses, times of another protocol, or
+    Raises: StudyError: a folder without finished runs, files that ``grid.read`` refuses, times of something else, or
     a folder that cannot be written to.
     """
     study = load(folder)
@@ -49,8 +49,9 @@ def load(folder: Path) -> Study:
     lines, times = grid.read(folder), grid.read(folder, grid.TIMES)
     if not lines:
         raise StudyError(f"{folder / grid.FILE}: no finished runs: expected those of fastprio study run")
-    if times and times[0]["protocol"] != lines[0]["protocol"]:
-        raise StudyError(f"{folder / grid.TIMES}: another protocol than in {grid.FILE}: a folder has the runs of one")
+    for part in grid.COMMON:
+        if times and times[0][part] != lines[0][part]:
+            raise StudyError(f"{folder / grid.TIMES}: another {part} than in {grid.FILE}: a folder has the runs of one")
     return Study(Results(lines), Results(times))
 
 
@@ -69,8 +70,9 @@ def arranged(study: Study) -> list[Section]:
     if study.timed.lines:
         seconds[-1].pictures["seconds"] = "Seconds of training, in turns on one thread, by what they went to."
     return [
-        findings.setting(study),
+        sections.in_short(study),
         findings.bars(study),
+        setting.setting(study),
         table,
         sections.curve_table(study),
         *seconds,

@@ -1,115 +1,12 @@
-"""The report's sections on what was run, what was selected, what the guards saw, and which claims hold."""
+"""The report's sections on which claims hold, what was selected, what the guards saw, and learning rates."""
 
 from __future__ import annotations
 
-from fastprio.study.grid import cell_of
-from fastprio.study.methods import METHODS
-from fastprio.study.presets import PRESETS
 from fastprio.study.report import selection
 from fastprio.study.report.claims import judged
 from fastprio.study.report.results import Record, Results, Study
 from fastprio.study.report.sections import Section
-from fastprio.study.report.tables import NONE, markdown, number, percent, span, times
-
-
-def setting(study: Study) -> Section:
-    """The protocol, machines, versions, dates, methods, and how much of the preset is there."""
-    lines = study.runs.lines
-    protocol = lines[0]["protocol"]
-    dates = sorted(line["date"] for line in lines)
-    machines = dict.fromkeys(line["machine"] for line in lines)
-    versions = dict.fromkeys(" ".join(f"{k} {v}".strip() for k, v in line["versions"].items()) for line in lines)
-    timed = study.timed.lines
-    facts = {
-        "runs": _count(study),
-        "seeds": _seeds(study.runs),
-        "timed in turns": f"{len(timed)} runs, {timed[0]['machine']}" if timed else "none",
-        "dates": f"{dates[0]} to {dates[-1]}",
-        "machine": "; ".join(machines),
-        "versions": "; ".join(versions),
-        "classes": str(study.runs.classes),
-        **{name: str(value) for name, value in protocol.items()},
-    }
-    held = "test images" if protocol["evaluate"] == "test" else "images held out of the training set"
-    intro = (
-        f"Every run trains the same model ({protocol['model']}) on {protocol['examples']:,} examples of "
-        f"{protocol['data']}, of which a share was spoilt on purpose, and is measured on clean {held}. Methods differ "
-        "in which examples they train on. In one column a seed fixes the examples, what is done to them, and the "
-        "model's first parameters, for all methods alike. Uniform training has "
-        f"{protocol['epochs'] * protocol['examples']:,} backprops (examples back-propagated, repeats counted); “33 %” "
-        "is a budget of as much of that. VR, InfoBatch and IES train for uniform's epochs instead, on what they choose "
-        "of them; for VR “33 %” is what it takes of a pool, where it chooses at all."
-    )
-    used = {study.runs.cells[row].method: None for row in study.runs.cells}
-    methods = markdown(["method", "what it is"], [[name, METHODS[name].what] for name in used], left=2)
-    made = {cell_of(line).row: _made_of(line["method"]) for line in reversed(lines)}
-    arguments = markdown(["row", "policy; selector"], [[row, made[row]] for row in study.runs.rows], left=2)
-    kinds = {kind: _SPOILT[kind] for kind, _ in study.runs.level.values() if kind in _SPOILT}
-    spoilt = markdown(["column", "what was done to so many % of the training examples"], [*kinds.items()], left=2)
-    table = markdown(["setting", "value"], [*facts.items()], left=2)
-    parts = intro, spoilt, methods, arguments, table, _diverged(study.runs), _missing(study.runs)
-    return Section("What was run", "\n\n".join(filter(None, parts)))
-
-
-_SPOILT = {
-    "clean": "nothing",
-    "labels": "a label at random, which may be the right one",
-    "symmetric": "another label at random",
-    "pair": "the next class's label",
-    "shuffle": "pixels in another order, the same for all images",
-    "gauss": "Gaussian noise of the image's own mean and variance in its place; the label is kept",
-    "rare": "kept, of the last three classes; the others of these were taken away, and nothing else",
-}
-
-
-def _made_of(method: Record) -> str:
-    """Its policy and its selector with their arguments, but for seeds and what is not given."""
-    return "; ".join(
-        f"{name}({', '.join(f'{k}={v!r}' for k, v in config.items() if k != 'seed' and v is not None)})"
-        for part in ("policy", "selector")
-        for name, config in (method[part] or {}).items()
-    )
-
-
-def _diverged(results: Results) -> str:
-    cells = [cell_of(line) for line in results.lines if line["result"]["diverged"]]
-    listed = "; ".join(f"{cell.column}, {cell.row}, seed {cell.seed}" for cell in cells)
-    return f"Diverged (a loss was not finite, and the run ended there, measured as it was): {listed}." if cells else ""
-
-
-def _count(study: Study) -> str:
-    lines = study.runs.lines
-    preset = PRESETS.get(lines[0]["protocol"]["name"])
-    if preset is None:
-        return f"{len(lines)}"
-    wanted = preset.cells()
-    done = len(set(wanted) & {cell_of(line) for line in lines})
-    others = f", and {len(lines) - done} others" if len(lines) > done else ""
-    return f"{done} of the {len(wanted)} of the preset {preset.protocol.name}{others}"
-
-
-def _seeds(results: Results) -> str:
-    seeds = sorted({line["cell"]["seed"] for line in results.lines})
-    counts = [len(results.seeds(column, row)) for column, row in results.pairs()]
-    names = ", ".join(str(seed) for seed in seeds)
-    return f"{names}; {span(counts)} of each cell" if counts else names
-
-
-def _missing(results: Results) -> str:
-    """The preset's runs that are not there, by column."""
-    preset = PRESETS.get(results.lines[0]["protocol"]["name"])
-    absent: dict[str, dict[str, list[int]]] = {}
-    for cell in [] if preset is None else preset.cells():
-        if results.get(cell.column, cell.row, cell.seed) is None:
-            absent.setdefault(cell.column, {}).setdefault(cell.row, []).append(cell.seed)
-    if not absent:
-        return ""
-    listed = []
-    for column, rows in absent.items():
-        seeds = [f"{row} (seed {', '.join(map(str, missing))})" for row, missing in rows.items()]
-        listed.append(f"- {column}: {'; '.join(seeds)}")
-    return "Missing of the preset, and so from all that follows:\n\n" + "\n".join(listed)
-
+from fastprio.study.report.tables import NONE, markdown, number, percent, times
 
 _YES = {None: NONE, True: "yes", False: "no"}
 
@@ -129,12 +26,12 @@ def law(results: Results) -> Section:
         "back-propagated, with the first epoch, which takes everything; and of the second half of the run, when the "
         "model can tell."
     )
-    head = [*("column", "method", "c", "beta", "altered, predicted", "measured", "second half", "with the guard")]
+    head = [*("column", "method", "c", "beta", "altered, predicted", "measured", "second half", "second half, guarded")]
     head += ["c^(beta+1)", "border", "right label survives", "accuracy", "uniform's", "error over uniform's", "seeds"]
     rows = [
         [
             *(r["column"], r["row"], number(r["right"], ".3f"), number(r["beta"], ".3g")),
-            *(percent(r[name]) for name in ("predicted", "measured", "late", "guarded measured")),
+            *(percent(r[name]) for name in ("predicted", "measured", "late", "guarded late")),
             *(number(r["left"], ".3f"), number(r["border"], ".3g"), _YES[r["survives"]]),
             *(number(r["accuracy"]), number(r["uniform_accuracy"]), times(r["relative"]), str(r["seeds"])),
         ]
@@ -149,7 +46,9 @@ def guards(results: Results) -> Section:
     if not found:
         return Section(title, "Missing: runs with a guard.")
     intro = (
-        "NoiseGuard looks at the losses once the model has learnt a little. tau = sqrt(1 + CV²) of them (CV: deviation "
+        "NoiseGuard looks at the losses once the model has learnt a little. “clean”: the method within it trains as if "
+        "it were alone. “unsafe”: there is noise, and every epoch is uniform. “mislabeled”: the same, and what the "
+        "model contradicts is set aside. tau = sqrt(1 + CV²) of the losses by which it decided (CV: deviation "
         "over mean) is high where a few examples are much harder than the rest, and low where very many are. AUROC: "
         "how well the smoothed loss orders altered before unaltered examples (0.5: not at all). Precision: the altered "
         "share of what was set aside in the end; recall: the share of the altered that was. Set aside: the share of "
@@ -158,7 +57,7 @@ def guards(results: Results) -> Section:
     head = ["column", "method", "seed", "verdict", "tau", "AUROC", "precision", "recall", "set aside", "of unaltered"]
     rows = [
         [
-            *(r["column"], r["row"], str(r["seed"]), str(r["verdict"]), number(r["tau"])),
+            *(r["column"], r["row"], str(r["seed"]), str(r["verdict"]), number(r["tau"] or None)),
             *(number(r[name], ".3f") for name in ("auroc", "precision", "recall")),
             *(percent(r[name], 1) for name in ("aside_all", "aside_unaltered")),
         ]
@@ -192,11 +91,13 @@ def bars(study: Study) -> Section:
             unjudged.setdefault(claim, []).append(record["column"])
     parts = ["Missing: the runs that the claims are about."]
     if found:
-        met = sum(record["verdict"] == "met" for record in found)
         parts = [
-            f"What is expected of the methods, against what was measured: {met} of {len(found)} met. Differences are "
-            "in points of error, means over seeds; their intervals are under “Every seed”. What a guard set aside is "
-            "the most of any epoch. Fewer runs or pairs of runs than a claim is to rest on are counted as “3 of 6”.",
+            f"{counted(every)}. What was expected of the methods on {PURPOSE}, before its runs, against what was "
+            "measured: means over seeds, and the worst seed; of choosing, the worst run. Differences are in points of "
+            "error; their intervals are under “Every seed”. What a guard set aside is the most of any epoch. Where "
+            "there are fewer runs, or pairs of them, than a claim is to rest on, they are counted as “3 of 6”. That "
+            "VR switches itself off instead of collapsing is told by two numbers, which are this report's own choice; "
+            "shuffled images have right labels, so nothing is said of them there.",
             markdown(_CLAIM, [*map(_judged, found)], left=3),
         ]
         if unjudged:
@@ -205,13 +106,23 @@ def bars(study: Study) -> Section:
     return Section("Claims", "\n\n".join(parts), {"claims": every})
 
 
-_CLAIM = "claim", "column", "bar", "measured", "runs or pairs", "verdict"
+PURPOSE = "paper-small"
+"""The preset that the bars were set for."""
+_CLAIM = "claim", "column", "bar", "measured", "worst", "runs or pairs", "verdict"
+
+
+def counted(records: list[Record]) -> str:
+    """As in "40 met, 2 missed, 1 open": of the claims, and how many of the judged have fewer runs than they need."""
+    verdicts = [record["verdict"] for record in records]
+    counts = [f"{verdicts.count(name)} {name}" for name in ("met", "missed", "open") if name in verdicts]
+    few = sum(r["verdict"] != "open" and r["runs"] < r["wanted"] for r in records)
+    return ", ".join(counts) + (f" (of these, {few} with fewer runs than they are to rest on)" if few else "")
 
 
 def _judged(record: Record) -> list[str]:
-    bar, measured = f"{record['bar']} {record['unit']}".rstrip(), round(record["measured"], 3) + 0.0
-    runs, wanted = record["runs"], record["wanted"]
+    bar, runs, wanted = f"{record['bar']} {record['unit']}".rstrip(), record["runs"], record["wanted"]
     return [
-        *(record["claim"], record["column"], bar, f"{measured:.3f} {record['unit']}".rstrip()),
+        *(record["claim"], record["column"], bar),
+        *(f"{round(record[name], 3) + 0.0:.3f}" for name in ("measured", "worst")),
         *(f"{runs}" if runs >= wanted else f"{runs} of {wanted}", f"**{record['verdict']}**"),
     ]

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from fastprio.study.report.claims import GUARD, SB, SUBSET
+from fastprio.study.report.claims import AT_RANDOM, GUARD, SB
 from fastprio.study.report.measures import late_share, mean
 from fastprio.study.report.results import GUARDED, UNIFORM, Results, Study, plain
 from fastprio.study.report.selection import law
@@ -31,7 +31,7 @@ STYLE = {
     "guarded uniform": ("#882255", "p"),
     "oracle SB": ("#332288", "*"),
 }
-MAIN = (UNIFORM, SUBSET, SB, GUARD, "VR 33 %", "InfoBatch")
+MAIN = (UNIFORM, AT_RANDOM, SB, GUARD, "VR 33 %", "InfoBatch")
 WIDE = 4
 """Panels in a line."""
 NARROWEST = 7.0

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastprio.study.corruptions import KINDS, RARE_CLASSES
 from fastprio.study.grid import cell_of
 from fastprio.study.methods import METHODS
+from fastprio.study.presets import PRESETS, Preset
 from fastprio.study.protocol import Cell
 
 Result = dict[str, Any]
@@ -18,7 +20,6 @@ Record = dict[str, Any]
 UNIFORM = "uniform"
 SUBSET = "random subset"
 GUARDED = "guarded "
-KINDS = ("clean", "labels", "symmetric", "pair", "shuffle", "gauss")
 RARE = "rare"
 
 
@@ -73,6 +74,11 @@ class Results:
         """Whether a row is uniform training, whole or shorter."""
         return self.cells[row].method in (UNIFORM, SUBSET)
 
+    @property
+    def preset(self) -> Preset | None:
+        """The preset by the name of their protocol, whatever was set otherwise."""
+        return PRESETS.get(self.lines[0]["protocol"]["name"]) if self.lines else None
+
     def pairs(self) -> list[tuple[str, str]]:
         """Every column and row, of learning rate x 1, that has a run."""
         return [(column, row) for column in self.columns for row in self.rows if self.seeds(column, row)]
@@ -110,6 +116,12 @@ def subset_of(cell: Cell) -> str:
 def balanced(result: Result) -> float:
     """The mean of the classes' errors, in %."""
     errors: list[float] = result["class_errors"]
+    return sum(errors) / len(errors)
+
+
+def of_the_rare(result: Result) -> float:
+    """The mean of the errors of the classes that "rare" makes rare, in %."""
+    errors: list[float] = result["class_errors"][-RARE_CLASSES:]
     return sum(errors) / len(errors)
 
 

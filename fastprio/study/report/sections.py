@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastprio.study.report import errors, speed
-from fastprio.study.report.results import RARE, Record, Result, Results, Study, balanced, plain
+from fastprio.study.report.claims import AT_RANDOM, GUARD, GUARDED_PRUNED, PRUNED, SB, VR
+from fastprio.study.report.results import RARE, UNIFORM, Record, Result, Results, Study, balanced, of_the_rare, plain
 from fastprio.study.report.tables import NONE, markdown, number, percent, pivot, signed, times
 from fastprio.study.training import PARTS
 
@@ -31,8 +32,25 @@ def _paragraphs(*parts: str) -> str:
 
 
 def _speed(record: Record) -> str:
-    some = "" if record["reached"] in (0, record["seeds"]) else f" [{record['reached']}/{record['seeds']}]"
-    return f"{times(record['speed_up'])}{some} ({record['error']:.2f})"
+    least, most = record["least"], record["most"]
+    ends = "" if least == most else f" [{number(least)} to {number(most)}]"
+    return f"{times(record['speed_up'])}{ends} ({record['error']:.2f})"
+
+
+IN_SHORT = (UNIFORM, AT_RANDOM, SB, GUARD, VR, PRUNED, GUARDED_PRUNED)
+
+
+def in_short(study: Study) -> Section:
+    """Mean errors of the methods that a reader asks for first."""
+    found = [record for record in speed.speed_ups(study.runs, speed.FACTORS[0]) if record["row"] in IN_SHORT]
+    if not found:
+        return Section("In short", f"Missing: runs of {', '.join(IN_SHORT)}.")
+    intro = (
+        "Final error in %, the mean over seeds: of training on everything; on a third of the backprops, chosen at "
+        "random, by loss (SB: Selective-Backprop), and by loss with the guard; and of methods that choose their own "
+        "share. Fewer backprops cost something by themselves, so the row to be compared with is the one at random."
+    )
+    return Section("In short", _paragraphs(intro, pivot(found, lambda r: number(r["error"]), study.runs.columns)))
 
 
 def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
@@ -53,9 +71,11 @@ def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
         ]
     intro = (
         f"Each cell is speed-up (final error in %). The speed-up is uniform's {clock} until its error is at most the "
-        "target at two evaluations in a row, over the method's, with the same seed and data: the mean of the seeds "
-        f"that got there. [2/3]: two of three did; “{NONE}”: most did not (or uniform itself did not, twice in a row). "
-        "An error is that of the last step, the mean of all seeds."
+        "target at two evaluations in a row, over the method's, with the same seed and data: the median over seeds, in "
+        f"brackets the least to the most of them. “{NONE}”: never (or uniform itself was not there twice in a row), "
+        "which counts as 0; of a run that was not made there is no error either. It is known to no more than the "
+        "distance of two evaluations, of which every run has as many, so that they are closer in shorter ones. An "
+        "error is that of the last step, the mean over seeds."
     )
     title = "Speed-up and error: the paper's table" if clock == speed.BACKPROPS else "The paper's table in seconds"
     return Section(title, _paragraphs(intro, *text), files)
@@ -68,7 +88,8 @@ def curve_table(study: Study, clock: str = speed.BACKPROPS) -> Section:
     if not found:
         return Section(title, "Missing: uniform training with two budgets or more and one seed.")
     worth = (
-        "Above 1 the method is worth its time."
+        "Above 1 the method is worth its time. Only uniform's and the method's own seconds are measured: shorter "
+        "training takes uniform's seconds for as many backprops."
         if clock == speed.SECONDS
         else "Forward passes for scoring are not in it: in seconds it is less."
     )
@@ -79,7 +100,7 @@ def curve_table(study: Study, clock: str = speed.BACKPROPS) -> Section:
         f"method's own; the mean over the seeds that have all of these budgets. {worth} “>”: some seeds' errors are "
         "lower than those of any budget, and the longest was taken instead (under noise, where longer training can be "
         "worse, no budget may ever get there); “<”: some are higher than those of all, and the shortest was taken; "
-        "“~”: some of both."
+        "“~”: some of both. Uniform training itself is below 1 where a shorter run of the same seed ended as low."
     )
     columns = list(dict.fromkeys(study.runs.columns + study.timed.columns))
     table = pivot(found, lambda r: f"{r['sign']} {r['speed_up']:.2f}x".strip(), columns)
@@ -115,9 +136,9 @@ def seconds(study: Study) -> list[Section]:
         ]
         text = _paragraphs(
             "The error of each method, and the least of uniform training of any budget in the same seconds "
-            "(interpolated as above; of a single seed's budgets, which flatters uniform a little). Below 0 the method "
-            "is worth its time. (longest): it took longer than any uniform run, and longer ones might be better still. "
-            "Runs shorter than any uniform one are left out.",
+            "(with seconds and interpolated as above; of a single seed's budgets, which flatters uniform a little). "
+            "Below 0 the method is worth its time. (longest): it took longer than any uniform run, and longer ones "
+            "might be better still. Runs shorter than any uniform one are left out.",
             markdown(head, rows, left=2),
         )
     against = Section("Against uniform at equal seconds", text, {"equal_seconds": equal} if equal else {})
@@ -157,8 +178,9 @@ def error_tables(results: Results) -> Section:
         "paired by seed; none of a single pair): to uniform; to random subset with the same budget, if as much was "
         "used up; of a guarded method to the same one unguarded; and to the least error of uniform training with at "
         "most as many backprops, interpolated as above (which flatters uniform a little). Below 0 the row is better. "
-        "In “rare 2” and its like the last three classes are rare in training; balanced is the mean of all classes' "
-        "errors."
+        "A guarded method may have more backprops than the same one unguarded (“Backprops and scoring”). Where classes "
+        "were made rare in training, there is the error of these classes, too, and the mean of all classes' errors "
+        "(balanced), if that is another one."
     )
     text, per_seed, paired = [intro], [], []
     for column in results.columns:
@@ -172,8 +194,13 @@ def error_tables(results: Results) -> Section:
 
 
 def _measures(results: Results, column: str) -> list[tuple[str, Callable[[Result], float]]]:
-    both: list[tuple[str, Callable[[Result], float]]] = [(column, plain)]
-    return [*both, (f"{column}, balanced", balanced)] if results.level[column][0] == RARE else both
+    found: list[tuple[str, Callable[[Result], float]]] = [(column, plain)]
+    if results.level[column][0] == RARE:
+        runs = [run for row in results.rows for run in results.of(column, row)]
+        if any(abs(balanced(run) - plain(run)) > 1e-6 for run in runs):
+            found.append((f"{column}, balanced", balanced))
+        found.append((f"{column}, the rare classes", of_the_rare))
+    return found
 
 
 def _seed_table(results: Results, shown: list[Record], differences: list[Record]) -> str:

@@ -8,11 +8,9 @@ from fastprio.study.report.results import GUARDED, UNIFORM, Record, Result, Resu
 SELECTIVE = "SB"
 
 
-def relative(results: Results, column: str, row: str) -> float | None:
-    """A row's mean error over uniform's, of the seeds that both have; None without them, or if uniform has no error."""
-    pairs = results.paired(column, row, UNIFORM)
-    uniform = sum(plain(other) for _, other in pairs)
-    return sum(plain(run) for run, _ in pairs) / uniform if uniform else None
+def relative(results: Results, column: str, row: str) -> list[float]:
+    """A row's error over uniform's, of each seed that both have and of which uniform has an error."""
+    return [plain(run) / plain(other) for run, other in results.paired(column, row, UNIFORM) if plain(other)]
 
 
 def law(results: Results) -> list[Record]:
@@ -23,7 +21,7 @@ def law(results: Results) -> list[Record]:
     method with the guard.
     border: what right^(beta + 1) must exceed for the right label to stay the most frequent one: 1 / classes where
     wrong labels are spread over all others, 1 / 2 where they are all the same; None where labels are right. survives:
-    whether it does. accuracy: mean, in %; uniform_accuracy: of the same seeds. relative: mean error over uniform's.
+    whether it does. accuracy: mean, in %; uniform_accuracy: of the same seeds. relative: error over uniform's, mean.
     """
     records: list[Record] = []
     for column, row in results.pairs():
@@ -45,7 +43,8 @@ def law(results: Results) -> list[Record]:
         record["accuracy"] = 100 - mean([plain(run) for run in results.of(column, row)])
         uniform = [100 - plain(other) for _, other in results.paired(column, row, UNIFORM)]
         record["uniform_accuracy"] = mean(uniform) if uniform else None
-        record["relative"] = relative(results, column, row)
+        over = relative(results, column, row)
+        record["relative"] = mean(over) if over else None
         records.append(record)
     return records
 
@@ -75,16 +74,22 @@ def guards(results: Results) -> list[Record]:
 
 
 def rates(results: Results) -> list[Record]:
-    """Column, row, lr_scale, seeds, error (mean) and low, high (of the seeds): rows with several learning rates."""
+    """Column, row, lr_scale, seeds, error (mean) and low, high (of the seeds): rows with several learning rates.
+
+    Of the seeds that all rates of a method have.
+    """
+    families: dict[tuple[str, float], list[str]] = {}
+    for row, cell in results.cells.items():
+        families.setdefault((cell.method, cell.budget), []).append(row)
     records: list[Record] = []
-    scaled = {(results.cells[row].method, results.cells[row].budget) for row in results.scaled}
-    rows = [row for row, cell in results.cells.items() if (cell.method, cell.budget) in scaled]
     for column in results.columns:
-        for row in rows:
-            errors = [plain(run) for run in results.of(column, row)]
-            if errors and any(results.seeds(column, other) for other in results.scaled):
+        for rows in families.values():
+            there = [row for row in rows if results.seeds(column, row)]
+            if not set(there) & set(results.scaled):
+                continue
+            for row, runs in zip(there, zip(*results.paired(column, *there), strict=True), strict=False):
+                errors = [plain(run) for run in runs]
                 record: Record = {"column": column, "row": row, "lr_scale": results.cells[row].lr_scale}
-                records.append(
-                    record | {"seeds": len(errors), "error": mean(errors), "low": min(errors), "high": max(errors)}
-                )
+                record |= {"seeds": len(errors), "error": mean(errors), "low": min(errors), "high": max(errors)}
+                records.append(record)
     return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median_low
 from typing import Any
 
 from fastprio.study.report.measures import Bound, interval, least_within, mean, mean_bound, needed, reached
@@ -32,22 +33,18 @@ def speed_up(results: Results, column: str, row: str, seed: int, factor: float, 
 
 
 def speed_ups(results: Results, factor: float, clock: str = BACKPROPS) -> list[Record]:
-    """Column, row, seeds, reached (by how many), speed_up (mean of those; None unless half do), error (mean)."""
+    """Column, row, seeds, speed_up (median over seeds), least, most, error (mean).
+
+    A seed that never gets there has 0, so that rows are compared over the same seeds; a median between two of them is
+    the lower one. None for 0, and without uniform.
+    """
     records: list[Record] = []
     for column, row in results.pairs():
-        seeds = results.seeds(column, row)
-        found = [speed_up(results, column, row, seed, factor, clock) for seed in seeds]
-        values = [value for value in found if value is not None]
-        records.append(
-            {
-                "column": column,
-                "row": row,
-                "seeds": len(seeds),
-                "reached": len(values),
-                "speed_up": mean(values) if values and 2 * len(values) >= len(seeds) else None,
-                "error": mean([plain(run) for run in results.of(column, row)]),
-            }
-        )
+        paired = results.seeds(column, row, UNIFORM)
+        found = [speed_up(results, column, row, seed, factor, clock) or 0.0 for seed in paired] or [0.0]
+        record: Record = {"column": column, "row": row, "seeds": len(results.seeds(column, row))}
+        record |= {"speed_up": median_low(found) or None, "least": min(found) or None, "most": max(found) or None}
+        records.append(record | {"error": mean([plain(run) for run in results.of(column, row)])})
     return records
 
 

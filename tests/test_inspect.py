@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from test_all_policies import NAMES, new, seen_of
 from test_cli import hide, only_line
 
@@ -18,7 +19,7 @@ from fastprio import PriorityLoader, ScoreStore, cli
 from fastprio._random import Rng
 from fastprio.inspect.evidence import EVIDENCE, largest, suspects
 from fastprio.inspect.numbers import PERCENTILES, distribution, inspect, of_classes
-from fastprio.policies import Policy, registered
+from fastprio.policies import NoiseGuard, Policy, registered
 from fastprio.policies.base import example
 from fastprio.testing import made_up
 
@@ -431,6 +432,35 @@ def test_a_samplers_state_that_was_kept_is_told(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        (None, "undecided: it has not had the losses of its probe yet"),
+        ([0.01] * 19 + [2.0], "clean: tau was 4.085, at least 1.7"),
+        ([0.5] * 10 + [0.9] * 10, "unsafe: tau was 1.040, below 1.7; epochs are uniform examples 20;"),
+        ([0.5] * 16 + [1.9] * 4, "without 4 (20 %) whose smoothed loss"),
+    ],
+)
+def test_what_a_guard_has_decided_is_told_and_where_it_saw_nothing_too(losses, says, tmp_path, capsys):
+    loader = PriorityLoader(range(20), 5, policy=NoiseGuard("uniform", chance=1.0), epochs=3)
+    for _ in range(0 if losses is None else 2):
+        for batch in loader:
+            loader.step(torch.tensor(losses)[batch])
+        loader.score(torch.nn.Identity(), lambda model, batch: torch.tensor(losses)[batch])
+    loader.store.save(tmp_path / "store")
+    text = " ".join(shown(capsys, tmp_path / "store").split())
+    assert says in text
+    assert ("no sign of wrong labels" in text) == says.startswith(("clean", "unsafe"))
+    assert "\nguard " not in shown(capsys, saved_of("loss", tmp_path))
+
+
+def saved_of(policy, folder):
+    store, _ = trained(policy)
+    store.save(folder / policy)
+    return folder / policy
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_labels_of_those_listed_are_counted(saved, capsys):
     labels = np.where(np.arange(60) % 2, 7, 1000)
     np.save(saved.parent / "labels.npy", labels)
@@ -459,7 +489,7 @@ def test_a_store_that_has_seen_nothing_is_shown(policy, tmp_path, capsys):
     for words in (
         "0 (0 %); never: 1",
         "nothing has been scored",
-        "There is nothing to go by",
+        "There is nothing to go by: nothing has been scored yet",
         "no priority has been set",
     ):
         assert words in text

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastprio.inspect.evidence import Suspects, suspects
 from fastprio.inspect.scores import filled
+from fastprio.policies.noise_guard import NoiseGuard
 
 if TYPE_CHECKING:
     from fastprio._arrays import Float64, Int64
@@ -41,14 +42,25 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Guarded:
+    """What a NoiseGuard has decided, by which tau (0: by none yet) and border, and how many examples are set aside."""
+
+    verdict: str
+    tau: float
+    border: float
+    chance: float
+    aside: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A store in numbers.
 
     policy: its call. nbytes: of the store in memory. kept_bytes: of what was saved with the store, such as a sampler's
     state; None: nothing was. seen: how many examples were ever scored. by_tree: whether the priorities alone say what
     is drawn. priorities: of all examples. columns: those of numbers with a fraction, of examples that have one. stats:
-    see ``ScoreStore.stats``. ages: in updates, see ``ScoreStore.ages``; None where nothing was scored. score: of the
-    suspects' evidence; both None where there is none.
+    see ``ScoreStore.stats``. guard: None unless the policy is a NoiseGuard. ages: in updates, see
+    ``ScoreStore.ages``; None where nothing was scored. score: of the suspects' evidence; both None where there is none.
     """
 
     size: int
@@ -63,6 +75,7 @@ class Inspection:
     priorities: Distribution
     columns: tuple[Distribution, ...]
     stats: dict[str, float]
+    guard: Guarded | None
     ages: Distribution | None
     suspects: Suspects | None
     score: Distribution | None
@@ -90,10 +103,16 @@ def inspect(store: ScoreStore, top: int) -> Inspection:
         priorities=distribution("priority", store.priorities),
         columns=tuple(distribution(name, store.column(name)[filled(store, name)]) for name in columns),
         stats=store.stats(),
+        guard=_guarded(policy, store) if isinstance(policy, NoiseGuard) else None,
         ages=distribution("age", ages) if len(ages) else None,
         suspects=found,
         score=None if found is None else distribution(found.evidence.name, found.scores[~np.isnan(found.scores)]),
     )
+
+
+def _guarded(policy: NoiseGuard, store: ScoreStore) -> Guarded:
+    aside = int(np.count_nonzero(policy.aside(store)))
+    return Guarded(policy.verdict, policy.probed_tau, policy.tau, policy.chance, aside)
 
 
 def distribution(name: str, values: Any) -> Distribution:

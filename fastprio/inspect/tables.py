@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastprio.inspect.numbers import PERCENTILES, Distribution, Inspection, of_classes
+from fastprio.inspect.numbers import PERCENTILES, Distribution, Guarded, Inspection, of_classes
+from fastprio.policies.noise_guard import CLEAN, UNDECIDED, UNSAFE
 from fastprio.policies.primitives import unpacked
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ def show(path: Path, found: Inspection, labels: Int64 | None) -> None:
     section("How it draws", _pairs(_law(found)))
     section("Scores", _distributions(found), "Priorities of all examples, columns of those that have a value.")
     if found.suspects is None:
-        section("Most likely mislabelled", None, "There is nothing to go by: the store keeps nothing that tells.")
+        why = "the store keeps nothing that tells" if found.seen else "nothing has been scored yet"
+        section("Most likely mislabelled", None, f"There is nothing to go by: {why}.")
         return
     evidence, at, tied = found.suspects.evidence, found.suspects.at, found.suspects.tied
     also = f" {tied:,} more have the score of the last one listed." if tied else ""
+    if found.guard is not None and found.guard.verdict in (CLEAN, UNSAFE):
+        also += " The guard saw no sign of wrong labels: these are the largest of whatever there is."
     title = f"Most likely mislabelled: the {len(at)} largest by {evidence.name}"
     section(title, _suspects(found.suspects, labels), evidence.words + also)
     if labels is not None:
@@ -74,6 +78,7 @@ def _facts(path: Path, found: Inspection) -> list[tuple[str, str]]:
     rows = [
         ("file", f"{path}, {path.stat().st_size:,} bytes"),
         ("policy", found.policy),
+        *([] if found.guard is None else [("guard", _verdict(found.guard, size))]),
         ("examples", f"{size:,}; {found.nbytes:,} bytes in memory"),
         ("clock", f"epoch {found.epoch}{of}, counted from 0; {found.step:,} updates"),
         ("seen", f"{seen:,} ({_share(seen / size)}); never: {size - seen:,}"),
@@ -82,6 +87,18 @@ def _facts(path: Path, found: Inspection) -> list[tuple[str, str]]:
     if found.stats["skipped_nonfinite"]:
         rows.append(("left out", f"{found.stats['skipped_nonfinite']:,.0f} rows whose loss was not finite"))
     return rows
+
+
+def _verdict(guard: Guarded, size: int) -> str:
+    if guard.verdict == UNDECIDED:
+        return f"{UNDECIDED}: it has not had the losses of its probe yet, and epochs are uniform"
+    if guard.verdict == CLEAN:
+        return f"{CLEAN}: tau was {guard.tau:.3f}, at least {guard.border:g}; the inner policy is left alone"
+    verdict = f"{guard.verdict}: tau was {guard.tau:.3f}, below {guard.border:g}; epochs are uniform"
+    if guard.verdict == UNSAFE:
+        return verdict
+    share = _share(guard.aside / size)
+    return f"{verdict}, without {guard.aside:,} ({share}) whose smoothed loss is above a guess's, {guard.chance:.3g}"
 
 
 def _law(found: Inspection) -> list[tuple[str, str]]:
@@ -97,8 +114,8 @@ def _law(found: Inspection) -> list[tuple[str, str]]:
     if effective:
         even = f"as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)"
         top = f"{_share(stats['top_1pct_share'])} of the draws go to the examples of the largest priorities"
-        rows = [("evenness", even), ("tau", f"{stats['tau']:.3f} = sqrt(1 + CV^2); near 1, priorities hardly differ"),
-                ("top 1 %", top), *rows]  # fmt: skip
+        tau = f"{stats['tau']:.3f} = sqrt(1 + CV^2) as of now; near 1, priorities hardly differ"
+        rows = [("evenness", even), ("tau", tau), ("top 1 %", top), *rows]
     if found.priorities.zeros == found.size:
         rows.append(
             ("note", "no priority has been set" + ("; evenness to top 1 % are of the losses" if effective else ""))
@@ -156,7 +173,7 @@ def _share(share: float) -> str:
 
 def _number(value: float) -> str:
     """Seven characters at most: three figures, two where they need an exponent."""
-    short = f"{value:.3g}"
+    short = f"{value + 0.0:.3g}"  # not -0
     return short if "e" not in short else f"{value:,.0f}" if 100 <= abs(value) < 1e5 else f"{value:.1e}"
 
 

@@ -63,8 +63,9 @@ class NoiseGuard(Wrapper):
         back: in [0, 1], share of those set aside, rounded up and at least one of them, that is trained on all the same;
             others each epoch.
 
-    Losses are >= 0. An example never scored is trained on. Neither "clean" nor "mislabeled" is ever taken back. A
-    loader with drop_last needs a whole batch among what is left. Cost: 4 bytes an example beside the inner policy's.
+    Call ``loader.score`` at each epoch's end: without it, the losses are those of training, of different steps. Losses
+    are >= 0. An example never scored is trained on. Neither "clean" nor "mislabeled" is ever taken back. A loader with
+    drop_last needs a whole batch among what is left. Cost: 4 bytes an example beside the inner policy's.
 
     Source: ours; the defaults were chosen on held-out images, and docs/guard.md has what was tried. tau is that of
     Katharopoulos and Fleuret, ICML 2018; losses above a guess's as a sign of a wrong label go back to the large-loss
@@ -105,6 +106,11 @@ class NoiseGuard(Wrapper):
     def verdict(self) -> str:
         """What was decided: "undecided" as yet, "clean", "unsafe" or "mislabeled"."""
         return str(self.state["verdict"])
+
+    @property
+    def probed_tau(self) -> float:
+        """The tau by which it was decided; 0 before."""
+        return float(self.state["probed_tau"])
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Smooths the losses, of training and scoring alike, and lets the inner policy learn from them."""

@@ -34,9 +34,10 @@ class NoiseGuard(Selector):
                 ...
             loader.score(model, losses_of)
 
-    Until it has decided, batches are trained on as they come, without a scoring pass. Where it has found noise they are
-    scored, for the policy to go by, and trained on whole: within what is left in, the largest losses are most likely of
-    what should have been set aside too.
+    The policy is around "uniform", as the selector is what chooses, and decides by ``loader.score``: without that it
+    has no losses, and every epoch stays uniform. Until it has decided, batches are trained on as they come, without a
+    scoring pass. Where it has found noise they are scored, for the policy to go by, and trained on whole: within what
+    is left in, the largest losses are most likely of what should have been set aside too.
 
     Args:
         inner: a selector that has selected nothing yet, of which a copy is taken, or a name.

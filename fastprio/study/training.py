@@ -283,7 +283,7 @@ class Run:
             "detection": _detection(self.altered, score, aside),
             "guard": None
             if not isinstance(policy, NoiseGuard)
-            else {"verdict": policy.verdict, "tau": policy.state["probed_tau"], "aside": self.aside},
+            else {"verdict": policy.verdict, "tau": policy.probed_tau, "aside": self.aside},
         }
 
     def _class_errors(self) -> list[float]:

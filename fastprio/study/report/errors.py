@@ -52,6 +52,15 @@ def every_run(study: Study) -> list[Record]:
     return records
 
 
+def means(results: Results) -> list[Record]:
+    """Column, row, seeds, error: the mean of a row's runs in a column."""
+    return [
+        {"column": column, "row": row, "seeds": len(runs), "error": mean([plain(run) for run in runs])}
+        for column, row in results.pairs()
+        if (runs := results.of(column, row))
+    ]
+
+
 def by_seed(results: Results, column: str, measure: Callable[[Result], float] = plain) -> list[Record]:
     """Column, row, seed, error: of every run in a column."""
     return [

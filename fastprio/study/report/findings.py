@@ -98,7 +98,7 @@ def bars(study: Study) -> Section:
             "there are fewer runs, or pairs of them, than a claim is to rest on, they are counted as “3 of 6”. That "
             "VR switches itself off instead of collapsing is told by two numbers, which are this report's own choice; "
             "shuffled images have right labels, so nothing is said of them there.",
-            markdown(_CLAIM, [*map(_judged, found)], left=3),
+            claims(found),
         ]
         if unjudged:
             listed = "\n".join(f"- {claim}: {', '.join(columns)}" for claim, columns in unjudged.items())
@@ -109,6 +109,11 @@ def bars(study: Study) -> Section:
 PURPOSE = "paper-small"
 """The preset that the bars were set for."""
 _CLAIM = "claim", "column", "bar", "measured", "worst", "runs or pairs", "verdict"
+
+
+def claims(records: list[Record]) -> str:
+    """Claims that were judged, as a table."""
+    return markdown(_CLAIM, [*map(_judged, records)], left=3)
 
 
 def counted(records: list[Record]) -> str:

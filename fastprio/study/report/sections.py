@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fastprio.study.report import errors, speed
@@ -42,15 +42,20 @@ IN_SHORT = (UNIFORM, AT_RANDOM, SB, GUARD, VR, PRUNED, GUARDED_PRUNED)
 
 def in_short(study: Study) -> Section:
     """Mean errors of the methods that a reader asks for first."""
-    found = [record for record in speed.speed_ups(study.runs, speed.FACTORS[0]) if record["row"] in IN_SHORT]
-    if not found:
+    if not any(row in IN_SHORT for row in study.runs.rows):
         return Section("In short", f"Missing: runs of {', '.join(IN_SHORT)}.")
     intro = (
         "Final error in %, the mean over seeds: of training on everything; on a third of the backprops, chosen at "
         "random, by loss (SB: Selective-Backprop), and by loss with the guard; and of methods that choose their own "
         "share. Fewer backprops cost something by themselves, so the row to be compared with is the one at random."
     )
-    return Section("In short", _paragraphs(intro, pivot(found, lambda r: number(r["error"]), study.runs.columns)))
+    return Section("In short", _paragraphs(intro, short_table(study.runs)))
+
+
+def short_table(results: Results, rows: Sequence[str] = IN_SHORT) -> str:
+    """Mean errors, some rows by all columns."""
+    found = [record for record in errors.means(results) if record["row"] in rows]
+    return pivot(found, lambda record: number(record["error"]), results.columns)
 
 
 def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:

@@ -435,10 +435,10 @@ def test_a_samplers_state_that_was_kept_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("losses", "says"),
     [
-        (None, "undecided: it has not had the losses of its probe yet"),
+        (None, "undecided: that is when the epoch after its probe begins"),
         ([0.01] * 19 + [2.0], "clean: tau was 4.085, at least 1.7"),
         ([0.5] * 10 + [0.9] * 10, "unsafe: tau was 1.040, below 1.7; epochs are uniform examples 20;"),
-        ([0.5] * 16 + [1.9] * 4, "without 4 (20 %) whose smoothed loss"),
+        ([0.5] * 16 + [1.9] * 4, "and but for 5 % of them without 4 examples (20 %), whose smoothed"),
     ],
 )
 def test_what_a_guard_has_decided_is_told_and_where_it_saw_nothing_too(losses, says, tmp_path, capsys):

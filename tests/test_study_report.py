@@ -318,14 +318,13 @@ def test_claims_are_judged_by_the_means_of_their_runs():
         *(made("labels", 0.5, "InfoBatch", 1.0, seed, [50.0, 9.0]) for seed in range(2)),
         made("labels", 0.5, "guarded InfoBatch", 1.0, 1, [50.0, 8.5]),
     ]
-    records = [record for record in claims.judged(study(lines)) if record["verdict"] != "open"]
+    records = judged(lines)
     assert {record["column"] for record in records} == {"labels 50"}
     found = [(r["claim"], r["bar"], r["measured"], r["worst"], r["verdict"]) for r in records]
     guard, at_random = "guarded SB 33 %", "error minus that of random subset 33 %"
     assert found == [
         ("SB 33 %: error over uniform's", "at least 1.3", pytest.approx(1.3), 1.2, "met"),
         ("VR 33 %: error over uniform's", "at most 1.1", pytest.approx(1.2), 1.2, "missed"),
-        ("VR 33 %: share of what is offered that it selects from", "at most 0.5", pytest.approx(0.4), 0.6, "met"),
         (f"{guard}: {at_random}", "at most 0.3", -0.5, -0.5, "met"),
         (f"{guard}: {at_random}", "at most -0.5", -0.5, -0.5, "met"),
         (f"{guard}: error minus that of SB 33 %", "below 0", 2.5, 3.5, "missed"),
@@ -333,13 +332,16 @@ def test_claims_are_judged_by_the_means_of_their_runs():
         (f"{guard}: precision", "at least 0.85", 0.45, 0.0, "missed"),
         (f"{guard}: recall", "at least 0.8", 0.45, 0.0, "missed"),
         (f"{guard}: share of the unaltered set aside", "at most 0.05", 0.05, 0.1, "met"),
+        ("VR 33 %: share of what is offered that it selects from", "at most 0.5", pytest.approx(0.4), 0.6, "met"),
         ("guarded InfoBatch: error minus that of InfoBatch", "below 0", -0.5, -0.5, "met"),
     ]
     assert {(r["runs"], r["wanted"]) for r in records} == {(1, 6), (2, 6), (3, 6)}
     text = findings.bars(study(lines)).text
-    assert text.startswith("7 met, 4 missed, ")
-    assert "with fewer runs than they are to rest on" in text
-    assert f"| {guard}: precision | labels 50 | at least 0.85 | 0.450 | 0.000 | 2 of 6 | **missed** |" in text
+    assert "was made: 5 met, 4 missed, 1 open (9 of the 9 judged with fewer runs than they are to rest on)." in text
+    assert "columns: 2 met, 6 open (2 of the 2 judged with" in text
+    ends = "-2.391 to 3.291"  # 0 and 0.9, and Student's t of one degree of freedom
+    assert f"| {guard}: precision | labels 50 | at least 0.85 | 0.450 | {ends} | 0.000 | 2 of 6 | **missed** |" in text
+    assert "This is another study than paper-small." in text
     assert "\n- guarded InfoBatch: AUROC at least 0.97: labels 50" in text
 
 
@@ -352,16 +354,19 @@ def quick():
 
 def test_claims_are_about_the_columns_that_the_preset_or_the_folder_has():
     def columns(whole):
-        return {record["column"] for record in claims.judged(whole)}
+        return {record["column"] for record in claims.judged(whole, EVERY)}
 
     assert columns(quick()) == {"clean", "labels 50", "gauss 50", "rare 2"}
     assert columns(study([made("labels", 0.25, "uniform", 1.0, 0, UNIFORM)])) == {"labels 25"}
     assert columns(study([], [made("clean", 0.0, "uniform", 1.0, 0, UNIFORM)])) == {"clean"}
 
 
+EVERY = claims.BEFORE + claims.ADDED
+
+
 def judged(lines, timed=None):
     """The claims that are not open."""
-    return [record for record in claims.judged(study(lines, timed)) if record["verdict"] != "open"]
+    return [record for record in claims.judged(study(lines, timed), EVERY) if record["verdict"] != "open"]
 
 
 def test_what_is_set_aside_is_that_of_the_worst_epoch():
@@ -375,10 +380,12 @@ def test_a_claim_without_runs_or_of_a_guard_that_has_not_decided_is_open():
     assert len(seen) == 4
     run["result"]["guard"]["verdict"] = "undecided"
     assert judged([run]) == []
+    others = [guarded("labels", 0.5, seed, 5.0, auroc=0.99, precision=0.9, recall=0.9) for seed in (1, 2)]
+    assert [(r["claim"], r["runs"]) for r in judged([run, *others])] == [(claim, 2) for claim in seen]
     unknown = guarded("labels", 0.5, 0, 5.0, auroc=None, precision=0.9, recall=0.9)
     assert [r["claim"] for r in judged([unknown])] == [claim for claim in seen if "AUROC" not in claim]
-    assert {r["verdict"] for r in claims.judged(quick())} == {"open"}
-    assert claims.judged(study([])) == []
+    assert {r["verdict"] for r in claims.judged(quick(), EVERY)} == {"open"}
+    assert claims.judged(study([]), EVERY) == []
 
 
 def test_the_claims_are_those_that_the_study_was_made_for():
@@ -398,29 +405,35 @@ def test_the_claims_are_those_that_the_study_was_made_for():
             (f"{row}: share of all set aside", ("clean", *shuffled), "at most 0.01", 6),
         ]
 
-    assert [(bar.claim, bar.columns, bar.bar, bar.seeds) for bar in claims.BARS] == [
+    def told(bars):
+        return [(bar.claim, bar.columns, bar.bar, bar.seeds) for bar in bars]
+
+    assert told(claims.BEFORE) == [
         ("SB 33 %: error minus uniform's", ("clean",), "at most 0.5", 6),
         ("SB 33 %: error over uniform's", ("labels 50",), "at least 1.3", 6),
-        ("VR 33 %: error over uniform's", noisy, "at most 1.1", 6),
-        ("VR 33 %: share of what is offered that it selects from", noisy, "at most 0.5", 6),
-        ("VR 50 %: error over uniform's", noisy, "at most 1.1", 6),
-        ("VR 50 %: share of what is offered that it selects from", noisy, "at most 0.5", 6),
+        ("VR 33 %: error over uniform's", labels, "at most 1.1", 6),
         (f"{guard}: error minus that of {subset}", None, "at most 0.3", 6),
         (f"{guard}: error minus that of {subset}", ("clean", "labels 50"), "at most -0.5", 6),
         *of_the_guard(guard, "SB 33 %"),
-        *of_the_guard("guarded InfoBatch", "InfoBatch"),
         (f"{guard}: balanced error minus that of SB 33 %", ("rare 2",), "at most 1", 6),
         (f"{guard}: balanced error minus that of {subset}", ("rare 2",), "at most 1", 6),
         ("choosing: share of a run's seconds", None, "at most 0.01", 1),
     ]
-    assert [bar.claim for bar in claims.BARS if bar.every] == ["choosing: share of a run's seconds"]
+    assert told(claims.ADDED) == [
+        ("VR 33 %: error over uniform's", noisy[2:], "at most 1.1", 6),
+        ("VR 33 %: share of what is offered that it selects from", noisy, "at most 0.5", 6),
+        ("VR 50 %: error over uniform's", noisy, "at most 1.1", 6),
+        ("VR 50 %: share of what is offered that it selects from", noisy, "at most 0.5", 6),
+        *of_the_guard("guarded InfoBatch", "InfoBatch"),
+    ]
+    assert [bar.claim for bar in EVERY if bar.every] == ["choosing: share of a run's seconds"]
 
 
 def test_the_preset_has_as_many_seeds_as_each_claim_is_to_rest_on():
     cells = PRESETS["paper-small"].cells()
     have = {(cell.column, cell.row, cell.seed) for cell in cells}
     columns = {cell.column for cell in cells}
-    for bar in claims.BARS:
+    for bar in EVERY:
         rows = {cell.row for cell in cells if cell.row in bar.claim}
         assert rows or "choosing" in bar.claim
         for column in bar.columns or columns:
@@ -460,6 +473,9 @@ def test_choosing_is_judged_by_the_worst_timed_run():
         run["result"]["seconds"] = dict.fromkeys(speed.PARTS, 0.0) | {"choosing": share, "backward": 1 - share}
     (found,) = judged([], timed)
     assert (found["measured"], found["verdict"], found["runs"]) == (pytest.approx(0.02), "missed", 2)
+    assert (found["worst"], found["low"], found["high"]) == (found["measured"], None, None)
+    untimed = made("clean", 0.0, "SB", 0.5, 0, UNIFORM)  # a row of the column that is not known to be any better
+    assert judged([untimed], timed) == []
 
 
 @pytest.mark.parametrize(

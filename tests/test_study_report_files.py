@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import math
+from dataclasses import replace
 
 import pytest
-from report_helpers import UNIFORM, WHOLE, guarded, made, uniforms
+from report_helpers import UNIFORM, WHOLE, guarded, made, study, uniforms
 
 from fastprio.cli import main
 from fastprio.study import grid
 from fastprio.study.files import StudyError
 from fastprio.study.grid import line
 from fastprio.study.presets import PRESETS
+from fastprio.study.protocol import Cell
 from fastprio.study.provenance import key_of
-from fastprio.study.report import document, pictures, write
+from fastprio.study.report import document, pictures, setting, write
 from fastprio.study.report.results import Results, balanced
 from fastprio.study.report.tables import NONE, markdown, write_csv
 
@@ -75,6 +78,7 @@ def test_the_numbers_in_cells_csv_are_those_of_the_runs(tmp_path):
     assert float(sb["backprops_to_1.2"]) == pytest.approx(62, abs=1)
     assert float(sb["speed_up_over_curve"]) == pytest.approx(WHOLE / math.sqrt(2) / 250)
     assert (sb["sign"], rows[lines[-1]["key"]]["sign"]) == ("", ">")
+    assert float(sb["altered_share_late"]) == 1.0  # the second half of a made-up run
 
 
 def test_any_part_of_a_study_makes_a_report_that_says_what_is_missing(tmp_path):
@@ -116,7 +120,28 @@ def test_a_preset_that_is_not_finished_has_the_rest_listed(tmp_path):
     text = write(tmp_path)[0].read_text()
     last, n = preset.cells()[-1], len(preset.cells())
     assert f"| runs | {n - 1} of the {n} of the preset quick |" in text
+    assert text.startswith("# When does loss-based prioritization fail? The study “quick”\n")
     assert f"\n- {last.column}: {last.row} (seed {last.seed})\n" in text
+
+
+def test_a_study_with_other_settings_is_not_taken_for_the_preset(tmp_path):
+    preset = PRESETS["quick"]
+    other, cell = dataclasses.replace(preset.protocol, lr=0.5), preset.cells()[0]
+    store(tmp_path, [line(other, cell, made("clean", 0.0, "uniform", 1.0, 0, UNIFORM)["result"])])
+    text = write(tmp_path)[0].read_text()
+    assert text.startswith("# When does loss-based prioritization fail? The study “quick” with lr = 0.5\n")
+    assert "| runs | 1 |" in text
+    assert "Missing of the preset" not in text
+
+
+def test_dates_and_machines_are_those_of_all_runs():
+    lines = uniforms(seeds=1)
+    for run, day, machine in zip(lines, ("02", "01", "03"), ("a", "b", "a"), strict=True):
+        run |= {"date": f"2026-01-{day}T10:00:00+00:00", "machine": machine, "versions": {"torch": "9"}}
+    cell = Cell("clean", 0.0, "uniform", 1.0, 0)
+    few = [line(PRESETS["quick"].protocol, replace(cell, seed=seed), lines[0]["result"]) for seed in (0, 7)]
+    assert setting.counted(study(few)) == f"1 of the {len(PRESETS['quick'].cells())} of the preset quick, and 1 others"
+    assert setting.made_when(study(lines)) == "2026-01-01 to 2026-01-03; a; b; torch 9"
 
 
 def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, capsys):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from matplotlib.colors import to_hex
 from report_helpers import UNIFORM, guarded, made, study, uniforms
 
 from fastprio.study.report import findings, pictures, sections, setting, speed
-from fastprio.study.report.results import Results
+from fastprio.study.report.results import FIRST, Results
 from fastprio.study.report.tables import NONE
 
 THIRD = 1 / 3
@@ -57,6 +58,25 @@ def test_seconds_are_shown_with_what_they_went_to_and_what_choosing_takes_too_mu
     assert f"| clean | IES | 5.0 | 9.00 | 10.00 (longest) | -1.00 | {NONE} | 1 |" in lines_of(equal.text)
 
 
+def test_the_least_error_of_uniform_training_is_shown_beside_its_final_one():
+    lines = uniforms() + [made("clean", 0.0, "random subset", 2 / 3, seed, [50.0, 9.0 - seed]) for seed in range(2)]
+    text = sections.paper_table(Results(lines)).text
+    assert "| clean | 10.00 | 8.50 | random subset 67 % | 2 |" in lines_of(text)
+
+
+def test_uniforms_error_in_equal_seconds_is_the_seeds_mean_and_says_if_one_took_longer():
+    lines = uniforms()
+    for line in lines[3:]:  # of the second seed
+        line["result"]["error"] += 4
+    times = [made("clean", 0.0, "uniform", 1.0, seed, UNIFORM) for seed in range(2)]  # a second
+    for seed, took in enumerate((1.0, 2.0)):
+        seconds = {**dict.fromkeys(speed.PARTS, 0.0), "forward": took}
+        times.append(made("clean", 0.0, "VR", 1.0, seed, [50.0, 9.0], seconds=seconds))
+    text = sections.seconds(study(lines, times))[2].text
+    ends = f"{-3 - 6.314 * 2:+.2f} to {-3 + 6.314 * 2:+.2f}"  # of -1 and -5
+    assert f"| clean | VR | 1.5 | 9.00 | 12.00 (longest) | -3.00 | {ends} | 2 |" in lines_of(text)
+
+
 def test_every_seed_is_shown_with_its_differences_and_their_intervals():
     lines = [*uniforms(), *(made("clean", 0.0, "SB", 0.5, seed, [50.0, 13.0 + 2 * seed]) for seed in range(2))]
     text = sections.error_tables(Results(lines)).text
@@ -73,19 +93,21 @@ def test_every_seed_is_shown_with_its_differences_and_their_intervals():
 def test_the_law_the_guards_and_the_learning_rates_are_shown():
     lines = [
         *uniforms("labels", 0.5),
-        *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 40.0, 30.0, 16.0]) for seed in range(2)),
+        *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 40.0, 30.0, 15.0 + 2 * seed]) for seed in range(2)),
         guarded("labels", 0.5, 0, 12.0, {"all": 0.25, "unaltered": 0.0625}, auroc=0.99, precision=0.9, recall=None),
-        made("labels", 0.5, "SB", THIRD, 0, [50.0, 40.0, 30.0, 30.0], 2.0),
+        *(made("labels", 0.5, "SB", THIRD, seed, [50.0, 40.0, 30.0, 30.0 - seed], 2.0) for seed in range(2)),
     ]
+    for point, altered in zip(lines[8]["result"]["curve"], (83, 124), strict=True):
+        point["altered"] = altered  # 41 of the second half's 166
     results, right = Results(lines), 1 - 0.5 * 3 / 4
     text = lines_of(findings.law(results).text)
-    law = f"| labels 50 | SB 33 % | {right:.3f} | 2 | {100 * (1 - right**3):.0f} % | 62 % | 100 % | 100 % "
+    law = f"| labels 50 | SB 33 % | {right:.3f} | 2 | {100 * (1 - right**3):.0f} % | 62 % | 100 % | 25 % "
     assert law + f"| {right**3:.3f} | 0.25 | no | 84.00 | 90.00 | 1.60x | 2 |" in text
     guard = f"| labels 50 | guarded SB 33 % | 0 | clean | 2.00 | 0.990 | 0.900 | {NONE} | 25.0 % | 6.2 % |"
     assert guard in lines_of(findings.guards(results).text)
     rates = lines_of(findings.rates(results).text)
-    assert "| labels 50 | SB 33 % | 16.00 | 16.00 | 16.00 | 1 |" in rates
-    assert "| labels 50 | SB 33 %, learning rate x 2 | 30.00 | 30.00 | 30.00 | 1 |" in rates
+    assert "| labels 50 | SB 33 % | 16.00 | 15.00 | 17.00 | 2 |" in rates
+    assert "| labels 50 | SB 33 %, learning rate x 2 | 29.50 | 29.00 | 30.00 | 2 |" in rates
 
 
 def test_the_short_table_has_the_rows_that_are_asked_for_first_and_each_column_is_put_in_words():
@@ -94,10 +116,14 @@ def test_the_short_table_has_the_rows_that_are_asked_for_first_and_each_column_i
     assert text[2:] == [
         "| method | gauss 25 | seeds |",
         "| --- | ---: | ---: |",
-        "| uniform | 10.00 | 2 |",
+        "| uniform | 10.00 | 1 |",
         "| random subset 33 % | 16.00 | 1 |",
     ]
     words = setting.setting(study(lines)).text
+    everything = [
+        made("clean", 0.0, row.removesuffix(" 33 %"), THIRD if "33" in row else 1.0, 0, UNIFORM) for row in FIRST
+    ]
+    assert sum(line.startswith("| ") for line in sections.in_short(study(everything)).text.split("\n")) == 2 + 7
     assert "| gauss 25 | 25 % are Gaussian noise of the image's own mean and variance; the label is kept |" in words
 
 
@@ -132,6 +158,10 @@ def test_learning_curves_go_through_the_means_of_the_seeds(drawn):
     (uniform,) = points(labels, pictures.STYLE["uniform"][0])
     assert uniform == [(0.25, 50.0), (0.5, 30.0), (0.75, 11.0), (1.0, 10.0)]
     assert [panel.get_title() for panel in (clean, labels)] == ["clean", "labels 50"]
+    (band,) = (c for c in clean.collections if to_hex(c.get_facecolor()[0]).upper() == pictures.STYLE["SB"][0])
+    ends = band.get_paths()[0].vertices
+    assert {20.0, 24.0} <= set(ends[:, 1][ends[:, 0] > 0.3].tolist())  # the least and the most at the end
+    assert labels.get_ylim()[1] == pytest.approx(1.05 * 11)  # of the evaluations after the first two
 
 
 def test_final_errors_are_a_dot_a_seed(drawn):
@@ -141,6 +171,8 @@ def test_final_errors_are_a_dot_a_seed(drawn):
     dots, bar = points(panel, pictures.STYLE["SB"][0])
     assert [(error, names[place]) for error, place in dots] == [(20.0, "SB 50 %"), (24.0, "SB 50 %")]
     assert bar == [(22.0, names.index("SB 50 %"))]
+    (line,) = (line for line in panel.lines if line.get_linestyle() == ":")
+    assert set(line.get_xdata()) == {10.0}
 
 
 def test_the_altered_share_is_drawn_beside_the_laws_and_the_datas(drawn):

@@ -43,13 +43,15 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Guarded:
-    """What a NoiseGuard has decided, by which tau (0: by none yet) and border, and how many examples are set aside."""
+    """What a NoiseGuard has decided, by which tau (0: by none yet) and border; how many examples are set aside, of
+    which the share ``back`` is trained on all the same."""
 
     verdict: str
     tau: float
     border: float
     chance: float
     aside: int
+    back: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def inspect(store: ScoreStore, top: int) -> Inspection:
 
 def _guarded(policy: NoiseGuard, store: ScoreStore) -> Guarded:
     aside = int(np.count_nonzero(policy.aside(store)))
-    return Guarded(policy.verdict, policy.probed_tau, policy.tau, policy.chance, aside)
+    return Guarded(policy.verdict, policy.probed_tau, policy.tau, policy.chance, aside, policy.back)
 
 
 def distribution(name: str, values: Any) -> Distribution:

@@ -91,19 +91,21 @@ def _facts(path: Path, found: Inspection) -> list[tuple[str, str]]:
 
 def _verdict(guard: Guarded, size: int) -> str:
     if guard.verdict == UNDECIDED:
-        return f"{UNDECIDED}: it has not had the losses of its probe yet, and epochs are uniform"
+        return f"{UNDECIDED}: that is when the epoch after its probe begins; until then epochs are uniform"
     if guard.verdict == CLEAN:
         return f"{CLEAN}: tau was {guard.tau:.3f}, at least {guard.border:g}; the inner policy is left alone"
     verdict = f"{guard.verdict}: tau was {guard.tau:.3f}, below {guard.border:g}; epochs are uniform"
     if guard.verdict == UNSAFE:
         return verdict
     share = _share(guard.aside / size)
-    return f"{verdict}, without {guard.aside:,} ({share}) whose smoothed loss is above a guess's, {guard.chance:.3g}"
+    what = f"{guard.aside:,} examples ({share}), whose smoothed loss is above a guess's, {guard.chance:.3g}"
+    return f"{verdict}, and but for {_share(guard.back)} of them without {what}"
 
 
 def _law(found: Inspection) -> list[tuple[str, str]]:
     stats, ages = found.stats, found.ages
     effective, age = stats["effective_sample_size"], "not there: nothing has been scored"
+    unset = found.priorities.zeros == found.size
     if ages is not None:
         most = _number(ages.percentiles[100])
         age = f"{_number(stats['score_age'])} updates old on average, {most} at most ({ages.examples:,} looked at)"
@@ -112,14 +114,13 @@ def _law(found: Inspection) -> list[tuple[str, str]]:
         ("scores are", age),
     ]
     if effective:
-        even = f"as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)"
-        top = f"{_share(stats['top_1pct_share'])} of the draws go to the examples of the largest priorities"
-        tau = f"{stats['tau']:.3f} = sqrt(1 + CV^2) as of now; near 1, priorities hardly differ"
+        of = "losses" if unset else "priorities"
+        even = f"{of} as of {effective:,.0f} equal examples, {_share(effective / found.size)} (effective sample size)"
+        top = f"{_share(stats['top_1pct_share'])} of all {of} is on the examples of the largest"
+        tau = f"{stats['tau']:.3f} = sqrt(1 + CV^2) as of now; near 1, {of} hardly differ"
         rows = [("evenness", even), ("tau", tau), ("top 1 %", top), *rows]
-    if found.priorities.zeros == found.size:
-        rows.append(
-            ("note", "no priority has been set" + ("; evenness to top 1 % are of the losses" if effective else ""))
-        )
+    if unset:
+        rows.append(("note", "no priority has been set"))
     if not found.by_tree:
         rows.append(("note", "this policy plans its epochs or draws in its own way: priorities alone do not say how"))
     return rows

@@ -115,5 +115,5 @@ PRESETS: dict[str, Preset] = {
         (Block((*COMPARED, *OTHERS), PAPER, 3),),
     ),
 }
-"""quick: minutes on two cores. paper-small: hours there. paper: the paper's own settings, for a GPU with CIFAR-10's
-binary files (``--set data=DIR``)."""
+"""quick: minutes on two cores. paper-small: hours there. paper: the paper's settings as far as they are known, for a
+GPU with CIFAR-10's binary files (``--set data=DIR``)."""

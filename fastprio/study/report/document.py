@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fastprio.study import grid
 from fastprio.study.files import StudyError
@@ -84,11 +85,16 @@ def arranged(study: Study) -> list[Section]:
     ]
 
 
+def _changed(settings: dict[str, Any]) -> str:
+    listed = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return f" with {listed}" if listed else ""
+
+
 def markdown(study: Study, parts: list[Section]) -> str:
     """The report's text."""
     protocol = study.runs.lines[0]["protocol"]
     text = [
-        f"# When does loss-based prioritization fail? The study “{protocol['name']}”",
+        f"# When does loss-based prioritization fail? The study “{protocol['name']}”" + _changed(study.runs.changed),
         "After arXiv 2107.07741, Table 1. Made by `fastprio study report` from `cells.jsonl` (every run, with its "
         "curve) and `times.jsonl` (those made in turns). `cells.csv` has all numbers of a run in a line; the numbers "
         "of each section, unrounded, are in the CSV files named at its end.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastprio.study.grid import cell_of
 from fastprio.study.report.measures import interval, late_share, least_within, mean, reached
@@ -52,13 +52,15 @@ def every_run(study: Study) -> list[Record]:
     return records
 
 
-def means(results: Results) -> list[Record]:
-    """Column, row, seeds, error: the mean of a row's runs in a column."""
-    return [
-        {"column": column, "row": row, "seeds": len(runs), "error": mean([plain(run) for run in runs])}
-        for column, row in results.pairs()
-        if (runs := results.of(column, row))
-    ]
+def means(results: Results, rows: Sequence[str]) -> list[Record]:
+    """Column, row, seeds, error: means over the seeds that all of these rows have, of those that the column has."""
+    records: list[Record] = []
+    for column in results.columns:
+        there = [row for row in results.rows if row in rows and results.seeds(column, row)]
+        for row, runs in zip(there, zip(*results.paired(column, *there), strict=True) if there else (), strict=False):
+            error = mean([plain(run) for run in runs])
+            records.append({"column": column, "row": row, "seeds": len(runs), "error": error})
+    return records
 
 
 def by_seed(results: Results, column: str, measure: Callable[[Result], float] = plain) -> list[Record]:

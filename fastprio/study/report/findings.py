@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastprio.study.report import selection
-from fastprio.study.report.claims import judged
+from fastprio.study.report.claims import ADDED, BEFORE, PURPOSE, judged
 from fastprio.study.report.results import Record, Results, Study
 from fastprio.study.report.sections import Section
 from fastprio.study.report.tables import NONE, markdown, number, percent, times
@@ -82,52 +82,65 @@ def rates(results: Results) -> Section:
 
 def bars(study: Study) -> Section:
     """Which claims hold."""
-    every: list[Record] = judged(study)
-    found = [record for record in every if record["verdict"] != "open"]
-    unjudged: dict[str, list[str]] = {}
-    for record in every:
+    before, added = judged(study, BEFORE), judged(study, ADDED)
+    found = [record for record in before + added if record["verdict"] != "open"]
+    files = {"claims": [{**r, "set": name} for name, group in (("before", before), ("added", added)) for r in group]}
+    if not found:
+        return Section("Claims", "Missing: the runs that the claims are about.", files)
+    preset = study.runs.preset
+    other = "" if preset and preset.protocol.name == PURPOSE else f"This is another study than {PURPOSE}. "
+    parts = [
+        f"What was expected of the methods on {PURPOSE}, against what was measured: means over seeds with 90 % "
+        "intervals (Student's t), and the worst seed; of choosing, the worst run (marked under “Where the seconds "
+        f"go”). Met or missed goes by the mean alone. {other}Differences are in points of error. What a guard set "
+        "aside is the most of any epoch. Fewer runs, or pairs of them, than a claim is to rest on are counted as "
+        "“3 of 6”.",
+        f"Set before any of its runs was made: {counted(before)}.",
+        claims_table(before),
+        f"Added while they were made, of more rows and columns: {counted(added)}. That VR switches itself off instead "
+        "of collapsing is told by two numbers, which are this report's own choice; shuffled images have right labels, "
+        "so nothing is said of them there.",
+        claims_table(added),
+        _unjudged(before + added),
+    ]
+    return Section("Claims", "\n\n".join(filter(None, parts)), files)
+
+
+def _unjudged(records: list[Record]) -> str:
+    columns: dict[str, list[str]] = {}
+    for record in records:
         if record["verdict"] == "open":
             claim = f"{record['claim']} {record['bar']} {record['unit']}".rstrip()
-            unjudged.setdefault(claim, []).append(record["column"])
-    parts = ["Missing: the runs that the claims are about."]
-    if found:
-        parts = [
-            f"{counted(every)}. What was expected of the methods on {PURPOSE}, before its runs, against what was "
-            "measured: means over seeds, and the worst seed; of choosing, the worst run. Differences are in points of "
-            "error; their intervals are under “Every seed”. What a guard set aside is the most of any epoch. Where "
-            "there are fewer runs, or pairs of them, than a claim is to rest on, they are counted as “3 of 6”. That "
-            "VR switches itself off instead of collapsing is told by two numbers, which are this report's own choice; "
-            "shuffled images have right labels, so nothing is said of them there.",
-            claims(found),
-        ]
-        if unjudged:
-            listed = "\n".join(f"- {claim}: {', '.join(columns)}" for claim, columns in unjudged.items())
-            parts.append(f"Open, for want of runs (or of a guard that has decided):\n\n{listed}")
-    return Section("Claims", "\n\n".join(parts), {"claims": every})
+            columns.setdefault(claim, []).append(record["column"])
+    listed = "\n".join(f"- {claim}: {', '.join(names)}" for claim, names in columns.items())
+    return f"Open, for want of runs (or of a guard that has decided):\n\n{listed}" if columns else ""
 
 
-PURPOSE = "paper-small"
-"""The preset that the bars were set for."""
-_CLAIM = "claim", "column", "bar", "measured", "worst", "runs or pairs", "verdict"
-
-
-def claims(records: list[Record]) -> str:
-    """Claims that were judged, as a table."""
-    return markdown(_CLAIM, [*map(_judged, records)], left=3)
+def claims_table(records: list[Record]) -> str:
+    """Those that were judged."""
+    head = "claim", "column", "bar", "measured", "90 % interval", "worst", "runs or pairs", "verdict"
+    rows = [_judged(record) for record in records if record["verdict"] != "open"]
+    return markdown(head, rows, left=3) if rows else ""
 
 
 def counted(records: list[Record]) -> str:
     """As in "40 met, 2 missed, 1 open": of the claims, and how many of the judged have fewer runs than they need."""
     verdicts = [record["verdict"] for record in records]
     counts = [f"{verdicts.count(name)} {name}" for name in ("met", "missed", "open") if name in verdicts]
-    few = sum(r["verdict"] != "open" and r["runs"] < r["wanted"] for r in records)
-    return ", ".join(counts) + (f" (of these, {few} with fewer runs than they are to rest on)" if few else "")
+    judged = [record for record in records if record["verdict"] != "open"]
+    few = sum(record["runs"] < record["wanted"] for record in judged)
+    note = f" ({few} of the {len(judged)} judged with fewer runs than they are to rest on)" if few else ""
+    return ", ".join(counts) + note
 
 
 def _judged(record: Record) -> list[str]:
     bar, runs, wanted = f"{record['bar']} {record['unit']}".rstrip(), record["runs"], record["wanted"]
+    ends = NONE if record["low"] is None else f"{_three(record['low'])} to {_three(record['high'])}"
     return [
-        *(record["claim"], record["column"], bar),
-        *(f"{round(record[name], 3) + 0.0:.3f}" for name in ("measured", "worst")),
+        *(record["claim"], record["column"], bar, _three(record["measured"]), ends, _three(record["worst"])),
         *(f"{runs}" if runs >= wanted else f"{runs} of {wanted}", f"**{record['verdict']}**"),
     ]
+
+
+def _three(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"

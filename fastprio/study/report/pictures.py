@@ -12,9 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from fastprio.study.report.claims import AT_RANDOM, GUARD, SB
 from fastprio.study.report.measures import late_share, mean
-from fastprio.study.report.results import GUARDED, UNIFORM, Results, Study, plain
+from fastprio.study.report.results import FIRST, GUARD, GUARDED, UNIFORM, Results, Study, plain
 from fastprio.study.report.selection import law
 from fastprio.study.report.speed import parts
 from fastprio.study.training import PARTS
@@ -31,7 +30,6 @@ STYLE = {
     "guarded uniform": ("#882255", "p"),
     "oracle SB": ("#332288", "*"),
 }
-MAIN = (UNIFORM, AT_RANDOM, SB, GUARD, "VR 33 %", "InfoBatch")
 WIDE = 4
 """Panels in a line."""
 NARROWEST = 7.0
@@ -67,7 +65,7 @@ def learning_curves(study: Study, path: Path) -> None:
     drawn = {}
     for panel, column in zip(axes, results.columns, strict=True):
         highest = 0.0
-        for row in (row for row in MAIN if results.of(column, row)):
+        for row in (row for row in FIRST if results.of(column, row)):
             curves = [run["curve"] for run in results.of(column, row)]
             at = list(zip(*curves, strict=False))  # of an evaluation, all seeds
             spent = [mean([point["backprops"] for point in points]) / 1000 for points in at]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastprio.study.corruptions import KINDS, RARE_CLASSES
-from fastprio.study.grid import cell_of
+from fastprio.study.grid import cell_of, protocol_of
 from fastprio.study.methods import METHODS
 from fastprio.study.presets import PRESETS, Preset
 from fastprio.study.protocol import Cell
@@ -20,6 +21,10 @@ Record = dict[str, Any]
 UNIFORM = "uniform"
 SUBSET = "random subset"
 GUARDED = "guarded "
+SB, VR, VR_HALF, AT_RANDOM, GUARD = "SB 33 %", "VR 33 %", "VR 50 %", "random subset 33 %", "guarded SB 33 %"
+PRUNED, GUARDED_PRUNED = "InfoBatch", GUARDED + "InfoBatch"
+FIRST = (UNIFORM, AT_RANDOM, SB, GUARD, VR, PRUNED, GUARDED_PRUNED)
+"""The rows that a reader asks for first."""
 RARE = "rare"
 
 
@@ -76,8 +81,18 @@ class Results:
 
     @property
     def preset(self) -> Preset | None:
-        """The preset by the name of their protocol, whatever was set otherwise."""
-        return PRESETS.get(self.lines[0]["protocol"]["name"]) if self.lines else None
+        """The preset that they are of, None for runs with other settings."""
+        named = PRESETS.get(self.lines[0]["protocol"]["name"]) if self.lines else None
+        return named if named is not None and not self.changed else None
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What is set otherwise than in the preset that the protocol is named after."""
+        if not self.lines or self.lines[0]["protocol"]["name"] not in PRESETS:
+            return {}
+        now = protocol_of(self.lines[0])
+        preset = dataclasses.asdict(PRESETS[now.name].protocol)
+        return {name: value for name, value in dataclasses.asdict(now).items() if value != preset[name]}
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every column and row, of learning rate x 1, that has a run."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fastprio.study.report import errors, speed
-from fastprio.study.report.claims import AT_RANDOM, GUARD, GUARDED_PRUNED, PRUNED, SB, VR
-from fastprio.study.report.results import RARE, UNIFORM, Record, Result, Results, Study, balanced, of_the_rare, plain
+from fastprio.study.report.results import FIRST, RARE, Record, Result, Results, Study, balanced, of_the_rare, plain
 from fastprio.study.report.tables import NONE, markdown, number, percent, pivot, signed, times
 from fastprio.study.training import PARTS
 
@@ -37,25 +36,22 @@ def _speed(record: Record) -> str:
     return f"{times(record['speed_up'])}{ends} ({record['error']:.2f})"
 
 
-IN_SHORT = (UNIFORM, AT_RANDOM, SB, GUARD, VR, PRUNED, GUARDED_PRUNED)
-
-
 def in_short(study: Study) -> Section:
     """Mean errors of the methods that a reader asks for first."""
-    if not any(row in IN_SHORT for row in study.runs.rows):
-        return Section("In short", f"Missing: runs of {', '.join(IN_SHORT)}.")
+    if not any(row in FIRST for row in study.runs.rows):
+        return Section("In short", f"Missing: runs of {', '.join(FIRST)}.")
     intro = (
-        "Final error in %, the mean over seeds: of training on everything; on a third of the backprops, chosen at "
-        "random, by loss (SB: Selective-Backprop), and by loss with the guard; and of methods that choose their own "
-        "share. Fewer backprops cost something by themselves, so the row to be compared with is the one at random."
+        "Final error in %, the mean over the seeds that all of these rows have: of training on everything; on a third "
+        "of the backprops, chosen at random, by loss (SB: Selective-Backprop), and by loss with the guard; and of "
+        "methods that choose their own share. Fewer backprops cost something by themselves, so the row to be compared "
+        "with is the one at random."
     )
     return Section("In short", _paragraphs(intro, short_table(study.runs)))
 
 
-def short_table(results: Results, rows: Sequence[str] = IN_SHORT) -> str:
+def short_table(results: Results, rows: Sequence[str] = FIRST) -> str:
     """Mean errors, some rows by all columns."""
-    found = [record for record in errors.means(results) if record["row"] in rows]
-    return pivot(found, lambda record: number(record["error"]), results.columns)
+    return pivot(errors.means(results, rows), lambda record: number(record["error"]), results.columns)
 
 
 def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
@@ -76,8 +72,9 @@ def paper_table(results: Results, clock: str = speed.BACKPROPS) -> Section:
         ]
     intro = (
         f"Each cell is speed-up (final error in %). The speed-up is uniform's {clock} until its error is at most the "
-        "target at two evaluations in a row, over the method's, with the same seed and data: the median over seeds, in "
-        f"brackets the least to the most of them. “{NONE}”: never (or uniform itself was not there twice in a row), "
+        "target at two evaluations in a row, over the method's, with the same seed and data: the median over seeds "
+        "(of an even number of them the lower one of the two in the middle), in brackets the least to the most of "
+        f"them. “{NONE}”: never (or uniform itself was not there twice in a row), "
         "which counts as 0; of a run that was not made there is no error either. It is known to no more than the "
         "distance of two evaluations, of which every run has as many, so that they are closer in shorter ones. An "
         "error is that of the last step, the mean over seeds."

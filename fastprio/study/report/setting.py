@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastprio.study.grid import cell_of
 from fastprio.study.methods import METHODS
 from fastprio.study.report.results import Record, Results, Study
@@ -13,17 +15,12 @@ def setting(study: Study) -> Section:
     """The protocol, machines, versions, dates, methods, and how much of the preset is there."""
     lines = study.runs.lines
     protocol = lines[0]["protocol"]
-    dates = sorted(line["date"] for line in lines)
-    machines = dict.fromkeys(line["machine"] for line in lines)
-    versions = dict.fromkeys(" ".join(f"{k} {v}".strip() for k, v in line["versions"].items()) for line in lines)
     timed = study.timed.lines
     facts = {
-        "runs": _count(study),
+        "runs": counted(study),
         "seeds": _seeds(study.runs),
-        "timed in turns": f"{len(timed)} runs, {timed[0]['machine']}" if timed else "none",
-        "dates": f"{dates[0]} to {dates[-1]}",
-        "machine": "; ".join(machines),
-        "versions": "; ".join(versions),
+        "timed in turns": f"{len(timed)} runs, {'; '.join(_each(timed, 'machine'))}" if timed else "none",
+        "made": made_when(study),
         "classes": str(study.runs.classes),
         **{name: str(value) for name, value in protocol.items()},
     }
@@ -78,7 +75,20 @@ def _diverged(results: Results) -> str:
     return f"Diverged (a loss was not finite, and the run ended there, measured as it was): {listed}." if cells else ""
 
 
-def _count(study: Study) -> str:
+def made_when(study: Study) -> str:
+    """Dates, machines and versions of all runs."""
+    lines = study.runs.lines
+    dates = sorted({line["date"].partition("T")[0] for line in lines})
+    versions = dict.fromkeys(", ".join(f"{k} {v}".strip() for k, v in line["versions"].items()) for line in lines)
+    return "; ".join([" to ".join(dict.fromkeys([dates[0], dates[-1]])), *_each(lines, "machine"), *versions])
+
+
+def _each(lines: Sequence[Record], name: str) -> list[str]:
+    return list(dict.fromkeys(line[name] for line in lines))
+
+
+def counted(study: Study) -> str:
+    """How many runs there are, of how many of the preset."""
     lines = study.runs.lines
     preset = study.runs.preset
     if preset is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from guard_tables import guard_ies, guard_rates, guard_signals, guard_variants
 from record import HERE, Record, made, markdown, read
+from study_tables import study_claims, study_first, study_short
 
 from fastprio.bench.present import contender_rows, number, peer_rows, skipped_lines, span
 
@@ -289,7 +290,7 @@ def unequal() -> str:
     return markdown(rows)
 
 
-README, SCALING, GUARD = HERE / "README.md", HERE.parent / "docs" / "scale.md", HERE.parent / "docs" / "guard.md"
+README, FRONT, DOCS = HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs"
 
 
 def policies() -> str:
@@ -304,8 +305,10 @@ def policies() -> str:
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
-    SCALING: (messages, work, memory, unequal),
-    GUARD: (guard_rates, guard_ies, guard_signals, guard_variants),
+    FRONT: (study_first,),
+    DOCS / "scale.md": (messages, work, memory, unequal),
+    DOCS / "guard.md": (guard_rates, guard_ies, guard_signals, guard_variants),
+    DOCS / "study.md": (study_short, study_claims),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import statistics
 import sys
@@ -16,6 +17,7 @@ from test_cli import hide, only_line
 
 from fastprio.bench import contenders, measure, peers, plot, present, throughput, training
 from fastprio.cli import main
+from fastprio.study.report import document
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["bench", "--n", "300,1e3", "--batch", "64", "--repeats", "2", "--peers", "choice,alias"]
@@ -197,9 +199,18 @@ def test_a_wide_table_is_cut_into_parts_that_fit() -> None:
 def test_the_tables_of_the_benchmarks_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as when it is run
     table = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
-    assert {path.name for path in table["TABLES"]} == {"README.md", "scale.md", "guard.md"}
+    assert {path.name for path in table["TABLES"]} == {"README.md", "scale.md", "guard.md", "study.md"}
     for path in table["TABLES"]:
         assert table["filled"](path) == path.read_text(), "run python benchmarks/table.py"
+
+
+def test_the_report_of_the_study_is_what_its_runs_say() -> None:
+    folder = ROOT / "benchmarks" / "records" / "study"
+    study = document.load(folder)
+    text = document.markdown(study, document.arranged(study))
+    assert text == (folder / "report.md").read_text(), f"run fastprio study report {folder}"
+    for name in re.findall(r"\]\(([\w.]+)\)", text):
+        assert (folder / name).exists(), name
 
 
 # A user's own loader.

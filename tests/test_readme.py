@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from torch.utils.data import TensorDataset
 
 import fastprio
 from fastprio.policies import registered
+from fastprio.study.command import add_arguments, cells_for, protocol_for
+from fastprio.study.corruptions import KINDS
+from fastprio.study.methods import METHODS
+from fastprio.study.presets import PRESETS
+from fastprio.study.protocol import Protocol
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -76,6 +83,24 @@ def test_readme_names_methods_that_exist_and_how_many():
 def test_every_linked_file_exists():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_page_on_the_study_has_every_column_method_and_setting():
+    page = (ROOT / "docs" / "study.md").read_text()
+    names = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
+    for word in (*METHODS, *names):
+        assert re.search(rf"`{re.escape(word)}[^`]*`", page), word
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    table = page.partition("### Columns")[2].partition("###")[0]
+    columns = re.findall(r"^\| `([\w:.]+)` \|", table, re.MULTILINE)
+    asked = cells_for(parser.parse_args(["run", "quick", "--columns", ",".join(columns)]))
+    assert {cell.kind for cell in asked} == {*KINDS, "rare", "file:PATH"}
+    for setting in re.findall(r"--set (\w+=[\d.,]+)", page):
+        protocol_for(parser.parse_args(["run", "quick", "--set", setting]))
+    assert set(re.findall(r"study run ([\w-]+)", page)) <= set(PRESETS)
+    for target in re.findall(r"\]\(([^)#:]+)\)", page):
+        assert (ROOT / "docs" / target).exists(), target
 
 
 def test_one_place_has_the_version():

@@ -119,7 +119,8 @@ def test_a_study_that_is_killed_or_interrupted_goes_on_to_what_it_would_have_bee
             os.killpg(study.pid, how)  # as a terminal does
         _, errors = study.communicate(timeout=60)
         if how == signal.SIGINT:
-            assert (study.returncode, errors) == (130, "")
+            stopped = f"fastprio study: stopped; {tmp_path} has what was finished: start it again to go on\n"
+            assert (study.returncode, errors) == (130, stopped)
         wait_for(lambda workers=workers: not any(running(pid) for pid in workers))
         assert finished < lines() < len(CELLS)
         finished = lines()

@@ -174,7 +174,11 @@ def make_runs(args: argparse.Namespace) -> None:
     if args.list:
         _list(protocol, cells, grid.read(folder))
         return
-    made = grid.run_all(folder, protocol, cells, args.workers, Progress())
+    try:
+        made = grid.run_all(folder, protocol, cells, args.workers, Progress())
+    except KeyboardInterrupt:
+        print(f"fastprio study: stopped; {folder} has what was finished: start it again to go on", file=sys.stderr)
+        raise
     _said(len(cells), made, folder, grid.FILE)
 
 

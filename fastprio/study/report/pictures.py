@@ -93,7 +93,9 @@ def learning_curves(study: Study, path: Path) -> None:
     for panel in axes[::WIDE]:
         panel.set_ylabel("error [%], log scale")
     across = min(len(results.columns), WIDE)
-    figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=len(drawn) if across > 2 else 3, frameon=False)
+    figure.legend(
+        [*drawn.values()], [*drawn], loc="outside lower center", ncols=len(drawn) if across > 2 else 3, frameon=False
+    )
     figure.savefig(path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nanobind
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 NANOBIND = Path(nanobind.source_dir()).parent
 DEBUG = os.environ.get("FASTPRIO_DEBUG", "0") == "1"
@@ -22,7 +23,21 @@ if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
     link_args += [f"-fsanitize={SANITIZE}"]
 
+
+class WithExamples(build_py):
+    """Copies the files that ``fastprio examples`` runs into an installation; one of the sources has them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "fastprio", "systems")
+            self.mkpath(str(target))
+            for path in Path("examples/systems").glob("*.py"):
+                self.copy_file(str(path), str(target / path.name))
+
+
 setup(
+    cmdclass={"build_py": WithExamples},
     ext_modules=[
         Extension(
             "fastprio._core",
@@ -34,5 +49,5 @@ setup(
             extra_link_args=link_args,
             language="c++",
         )
-    ]
+    ],
 )

@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": ("fastprio.study.demo", "train on real data with and without priority: live table, plot, JSON"),
     "study": ("fastprio.study.command", "when does loss-based prioritization fail? the paper's table, on real data"),
     "methods": ("fastprio.methods", "list every method: what it keeps of an example, where it acts, its source"),
+    "examples": ("fastprio.examples", "list the related systems, or run one: what it does, with and without"),
     "inspect": ("fastprio.inspect", "show what a saved store has learnt, and which examples may be mislabelled"),
     "bench": ("fastprio.bench.throughput", "time draws and updates on this machine against uniform loading"),
 }

@@ -70,14 +70,14 @@ def corrupt(split: Split, classes: int, kind: str, level: float, seed: int) -> C
         kept = everything[~drawn]
         at = torch.from_numpy(kept)
         none = np.zeros(len(kept), bool)
-        return Corrupted(Split(split.images[at], split.labels[at]), none, none.copy(), kept)
+        return Corrupted(split[at], none, none.copy(), kept)
     if kind not in KINDS:
         raise StudyError(f"corruption = {kind!r}: expected one of {', '.join(KINDS)}, rare, file:PATH")
     drawn[order.permutation(n)[: round(level * n)]] = True
     if not drawn.any():
         return Corrupted(split, drawn, drawn.copy(), everything)
     at = torch.from_numpy(np.flatnonzero(drawn))
-    changed = KINDS[kind](Split(split.images[at], split.labels[at]), classes, np.random.default_rng([seed, 1]))
+    changed = KINDS[kind](split[at], classes, np.random.default_rng([seed, 1]))
     images, labels = split.images.clone(), split.labels.clone()
     images[at], labels[at] = changed.images, changed.labels
     return _compared(split, Split(images, labels), drawn)

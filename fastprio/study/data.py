@@ -30,6 +30,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, at: Tensor) -> Split:
+        """Some of the examples: ``at`` is int64 [m] or bool [n]."""
+        return Split(self.images[at], self.labels[at])
+
 
 @dataclass(frozen=True)
 class Data:

@@ -40,7 +40,7 @@ class Part:
         kept = np.flatnonzero(~self.altered)
         if not kept.size:
             raise StudyError("every example is altered: an oracle would leave none to train on")
-        return replace(self, train=_rows(self.train, torch.from_numpy(kept)), altered=self.altered[kept])
+        return replace(self, train=self.train[torch.from_numpy(kept)], altered=self.altered[kept])
 
 
 def part_of(protocol: Protocol, cell: Cell) -> Part:
@@ -56,16 +56,12 @@ def part_of(protocol: Protocol, cell: Cell) -> Part:
     train, rest = order[: protocol.examples], order[protocol.examples :]
     if cell.kind.startswith("file:"):  # labels of all training examples, in the order of the data set
         of_all = corrupt(data.train, data.classes, cell.kind, cell.level, cell.seed)
-        split, altered = _rows(of_all.split, train), of_all.altered[train.numpy()]
+        split, altered = of_all.split[train], of_all.altered[train.numpy()]
     else:
-        made = corrupt(_rows(data.train, train), data.classes, cell.kind, cell.level, cell.seed)
+        made = corrupt(data.train[train], data.classes, cell.kind, cell.level, cell.seed)
         split, altered = made.split, made.altered
-    held_out = data.test if protocol.evaluate == "test" else _rows(data.train, rest)
+    held_out = data.test if protocol.evaluate == "test" else data.train[rest]
     return Part(split, held_out, altered, data.classes, data.train.images.amin((0, 2, 3)))
-
-
-def _rows(split: Split, at: Tensor) -> Split:
-    return Split(split.images[at], split.labels[at])
 
 
 class Examples(Dataset[Any]):

@@ -1,0 +1,52 @@
+"""Late Stopping: find wrong labels as those learned last, in rounds of training that each remove some.
+
+40 % of Fashion-MNIST's training labels are replaced by random ones. In each round a new network is trained until
+the wanted share of the examples has been predicted right k times in a row; those that were not are removed. A last
+network is trained on what remains, and one on everything, equally long.
+
+Source: Yuan et al., "Late Stopping: Avoiding Confidently Learning from Mislabeled Examples", ICCV 2023. The keep rate
+must be chosen for the share of wrong labels, and rounds are fewer here than there.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from fastprio.policies import LateStopping
+from fastprio.study.corruptions import corrupt
+from fastprio.study.models import SmallCNN
+from fastprio.study.trial import accuracy, found, losses_and_correct, main
+
+WAYS = ("everything", "Late Stopping")
+ACCURACY = "test accuracy, %"
+ROUNDS = ((1, 1), (2, 1), (3, 1))
+LAST_EPOCHS = 20
+
+
+def run(way, trial):
+    data = trial.data(2_500)
+    made = corrupt(data.train, data.classes, "labels", 0.4, trial.seed)
+    policy = LateStopping(keep=0.87, rounds=ROUNDS, warm_up=1, most_epochs=25) if way == WAYS[1] else "uniform"
+    loader = trial.loader(made.split, policy)
+    left, model = LAST_EPOCHS, None
+    while left:
+        kept = np.zeros(len(made.split), bool)
+        for batch in loader:
+            plan = loader.sampler.plan
+            if model is None or (plan.info.get("round_over") and not kept.any()):
+                model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
+                optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
+            kept[loader.indices] = True
+            losses, correct = losses_and_correct(model, batch)
+            loss = loader.step(losses, **correct)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        loader.score(model, losses_and_correct)  # those trained on; nothing after the last round
+        left -= plan.info.get("round", len(ROUNDS)) == len(ROUNDS)
+    return {ACCURACY: accuracy(model, data.test), **(found(~kept, made.altered) if way != "everything" else {})}
+
+
+if __name__ == "__main__":
+    sys.exit(main(__file__, __doc__, WAYS, run))

@@ -1,0 +1,169 @@
+"""The related systems: the smaller form of each example has its effect, by more than a broken method would."""
+
+import importlib.util
+import json
+
+import matplotlib.image
+import pytest
+
+from fastprio import cli, examples
+from fastprio.study.trial import Trial, compare, mean, measures, picture, spread, table
+
+TRIALS = (Trial(0, quick=True), Trial(1, quick=True))
+FOUND, MISSED = "removed that are wrong, %", "wrong that are removed, %"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, examples.files()[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def effects(name, *ways):
+    """(way, measure) -> mean over the trials, of the ways named; all, if none is."""
+    module = load(name)
+    results = compare(ways or module.WAYS, module.run, TRIALS)
+    return {(way, what): mean(results, way, what) for way in results for what in measures({way: results[way]})}
+
+
+def test_flow_forgets_less_than_plain_fine_tuning_and_than_smaller_steps():
+    of = effects("flow")
+    old, new = "old classes, %", "new classes, %"
+    assert of["FLOW", old] > of["plain", old] + 20
+    assert of["FLOW", old] > of["plain, smaller steps", old] + 2
+    assert of["FLOW", new] > of["new head only", new] + 10
+
+
+def test_instance_early_stopping_saves_backprops_and_seconds_at_the_same_accuracy():
+    of = effects("instance_early_stopping")
+    assert of["IES", "backprops"] < 0.5 * of["everything", "backprops"]
+    assert of["IES", "test accuracy, %"] > of["everything", "test accuracy, %"] - 1.5
+
+
+def test_late_stopping_removes_wrong_labels():
+    of = effects("late_stopping")
+    assert of["Late Stopping", FOUND] > 90  # by chance 36
+    assert of["Late Stopping", MISSED] > 85
+    assert of["Late Stopping", "test accuracy, %"] > of["everything", "test accuracy, %"] + 4
+
+
+def test_second_split_forgetting_finds_wrong_labels_and_spares_rare_ones():
+    of = effects("second_split_forgetting")
+    every, rare = "AUROC, wrong against all right", "AUROC, wrong against rare"
+    assert of["forgotten early", every] > 0.9
+    assert of["forgotten early", rare] > of["learned late", rare] + 0.02
+    assert of["both", every] > 0.97
+
+
+def test_multiplicative_reweighting_takes_the_weight_of_wrong_labels_away():
+    of = effects("multiplicative_reweighting")
+    share, accuracy = "weight of wrong labels, %", "test accuracy, %"
+    assert of["reweighted", share] < 3 < 30 < of["equal weights", share]
+    assert of["reweighted", accuracy] > of["equal weights", accuracy] + 8
+    assert of["reweighted", accuracy] > of["equal weights, a third as long", accuracy] + 2
+
+
+def test_on_the_fly_denoising_removes_wrong_labels():
+    of = effects("on_the_fly_denoising")
+    assert of["ODD", FOUND] > 90  # by chance 36
+    assert of["ODD", MISSED] > 70
+    assert of["ODD", "test accuracy, %"] > of["everything", "test accuracy, %"] + 4
+
+
+def test_task_robust_training_serves_the_worst_task():
+    of = effects("task_robust", "average", "GroupDRO")
+    assert of["GroupDRO", "worst task, %"] > of["average", "worst task, %"] + 4
+
+
+def test_class_incremental_replay_keeps_the_old_classes():
+    of = effects("class_incremental")
+    old, every = "old classes, %", "all classes, %"
+    assert of["nothing", old] < 10
+    assert of["exemplars", old] > 80
+    assert of["inverted, consistent", old] > of["inverted", old] + 3
+    assert min(of[way, every] for way in ("exemplars", "inverted, consistent", "the same, weights alike")) > 70
+    assert of["nothing", every] < 50
+
+
+def test_penalizing_change_removes_the_bias_and_keeps_the_rest():
+    of = effects("penalizing_change")
+    biased, plain = "others with the corner, %", "no corner, %"
+    assert of["biased", biased] < 50
+    for way in ("stopped, l2", "stopped, l1"):
+        assert of[way, biased] > 70
+        assert of[way, plain] > of["tuned", plain] + 1
+
+
+def stub(way, trial):
+    return {"a, %": trial.seed + (way == "with")} | ({"b": 2.0} if way == "with" else {})
+
+
+def test_results_are_those_of_every_way_and_seed(capsys):
+    results = compare(("without", "with"), stub, [Trial(3), Trial(5)])
+    assert results == {"without": [{"a, %": 3}, {"a, %": 5}], "with": [{"a, %": 4, "b": 2.0}, {"a, %": 6, "b": 2.0}]}
+    assert measures(results) == ["a, %", "b"]
+    assert (mean(results, "without", "a, %"), spread(results, "with", "a, %")) == (4, "5 (4 to 6)")
+    assert spread(results, "without", "b") == ""
+    assert capsys.readouterr().err.splitlines()[-1] == "seed 5, with: a, % 6, b 2"
+    assert [list(column.cells) for column in table(results).columns] == [
+        ["without", "with"],
+        ["4 (3 to 5)", "5 (4 to 6)"],
+        ["", "2 (2 to 2)"],
+    ]
+    panels = picture("title", results).axes
+    assert [axes.get_title() for axes in panels] == ["a, %", "b"]
+    dots = [list(line.get_xdata()) for line in panels[0].lines]
+    assert dots == [[3, 5], [4], [4, 6], [5]]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_trial_is_a_function_of_its_seed_and_holds_its_test_images_out(held_out):
+    trial = Trial(1, quick=True, held_out=held_out)
+    data = trial.data(500)
+    again, other = trial.data(500), Trial(2, quick=True, held_out=held_out).data(500)
+    assert len(data.train) == 500
+    assert (data.train.images == again.train.images).all()
+    assert not (data.train.labels == other.train.labels).all()
+    test = {image.numpy().tobytes() for image in data.test.images}
+    whole = {image.numpy().tobytes() for image in Trial(0, quick=True).data(10_000).train.images}
+    assert len(test & whole) == (len(data.test) if held_out else 0)
+    assert not test & {image.numpy().tobytes() for image in data.train.images}
+
+
+def test_the_command_lists_and_runs_them(tmp_path, capsys):
+    assert cli.main(["examples"]) == 0
+    listed = capsys.readouterr().out
+    assert len(examples.files()) == 9
+    for name, path in examples.files().items():
+        assert name in listed
+        assert examples.about(path) in load(name).__doc__
+    out = tmp_path / "new" / "folder"
+    assert cli.main(["examples", "flow", "--quick", "--seeds", "1", "--held-out", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    record = json.loads((out / "flow.json").read_text())
+    assert record["command"] == f"fastprio examples flow --quick --seeds 1 --held-out --out {out}"
+    assert (record["seeds"], list(record["results"])) == ([0], list(load("flow").WAYS))
+    assert all(way in shown.out for way in record["results"])
+    assert matplotlib.image.imread(out / "flow.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "nothing: expected one of class_incremental, flow, "),
+        (["flow", "--seeds", "0"], "--seeds 0 --first-seed 0: expected one at least"),
+        (["flow", "--first-seed", "-1"], "--first-seed -1: expected one at least, and 0 or above"),
+        (["flow", "--quick", "--data", "x"], "--quick --data x: the smaller form is on digits"),
+        (["flow", "--data", "/nowhere"], "/nowhere: no such folder"),
+        (["flow", "--quick", "--out", "FILE"], "Not a directory"),
+    ],
+)
+def test_misuse_is_said_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    arguments = [str(tmp_path / "file" / "below") if word == "FILE" else word for word in arguments]
+    assert cli.main(["examples", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1

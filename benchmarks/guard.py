@@ -5,7 +5,8 @@ one uniform epoch, numbers that might tell whether there is noise, and scores th
 NoiseGuard's parts left out, exchanged, or with other numbers, each trained to the end as in the study.
 
 Seeds from 100 on, paper-small's protocol, errors on its 5,000 held-out images: nothing here looks at test images or at
-the seeds that the study reports. Finished parts stay in `records/guard/`; the command goes on with what is missing.
+the seeds that the study reports. Finished runs stay in `records/guard/`; the command goes on with what is missing. The
+signals alone are taken all at once.
 """
 
 from __future__ import annotations

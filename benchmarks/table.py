@@ -17,6 +17,7 @@ from pathlib import Path
 from guard_tables import guard_ies, guard_rates, guard_signals, guard_variants
 from record import HERE, Record, made, markdown, read
 from study_tables import study_claims, study_first, study_short
+from systems_tables import systems, systems_first
 
 from fastprio.bench.present import contender_rows, number, peer_rows, skipped_lines, span
 
@@ -305,10 +306,11 @@ def policies() -> str:
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (reach, parts, epochs, calls, policies, tree, first, loader, ffcv, scale),
-    FRONT: (study_first,),
+    FRONT: (study_first, systems_first),
     DOCS / "scale.md": (messages, work, memory, unequal),
     DOCS / "guard.md": (guard_rates, guard_ies, guard_signals, guard_variants),
     DOCS / "study.md": (study_short, study_claims),
+    DOCS / "systems.md": (systems,),
 }
 
 

@@ -113,7 +113,7 @@ def read(
         try:
             arrays, plain, refusal = _parse(file, length, destinations)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{os.fspath(path)}: not a whole fastprio file: {error}") from error
+            raise ValueError(f"{os.fspath(path)}: not a fastprio file, or not a whole one: {error}") from error
     if refusal is not None:
         raise refusal
     return arrays, plain

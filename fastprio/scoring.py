@@ -104,6 +104,11 @@ def _named(result: Any, n: int) -> dict[str, Any]:
     losses, others = result if isinstance(result, tuple) else (result, {})
     if tuple(np.shape(losses)) != (n,):
         raise ValueError(f"loss_fn: expected losses of shape [{n}], one for each example, got {list(np.shape(losses))}")
+    floating = losses.is_floating_point() if isinstance(losses, torch.Tensor) else np.asarray(losses).dtype.kind == "f"
+    if not floating:
+        raise TypeError(
+            f"loss_fn: expected floating-point losses, got {getattr(losses, 'dtype', type(losses).__name__)}"
+        )
     return {"": as_float32(losses, "losses", tiny_is_zero=True)} | {
         name: to_numpy(values) for name, values in others.items()
     }

@@ -178,7 +178,8 @@ def _refused(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {error!r}") from error
+        why = repr(error) if isinstance(error, (KeyError, AttributeError)) else str(error)
+        raise ValueError(f"{os.fspath(path)}: not a store that this version can load: {why}") from error
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -945,3 +945,11 @@ def test_clean_digits_are_found_clean_and_selected_from():
         error, verdict = digits_error(0.0, True, seed)
         assert verdict == "clean"
         assert error < 0.08
+
+
+def test_a_probe_that_training_would_not_outlast_is_refused():
+    guard = NoiseGuard("uniform", CHANCE, probe=3)
+    with pytest.raises(ValueError, match="probe = 3: training has 3 epochs"):
+        ScoreStore(10, guard, epochs=3)
+    assert ScoreStore(10, guard, epochs=4).policy is not None
+    assert ScoreStore(10, NoiseGuard("uniform", CHANCE, probe=3)).epochs is None

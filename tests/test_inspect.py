@@ -576,8 +576,8 @@ def test_a_class_without_a_name_that_is_not_given_is_refused(own, capsys):
         (["--labels", "empty.txt"], "empty.txt: expected 60 integers, got int64 of shape [0]"),
         (["--labels", "empty.npy"], "empty.npy: cannot be read as labels"),
         (["--labels", "large.npy"], "large.npy: label 1 is 9223372036854775808: expected an int64"),
-        (["--policy", "nonsense"], "policy = 'nonsense': expected"),
-        (["--policy", "own:Own"], "No module named"),
+        (["--policy", "nonsense"], "--policy nonsense: policy = 'nonsense': expected"),
+        (["--policy", "own:Own"], "--policy own:Own: policy = 'own:Own': No module named 'own'"),
     ],
 )
 def test_misuse_is_one_line_and_writes_nothing(saved, words, says, capsys, monkeypatch):
@@ -596,11 +596,11 @@ def test_misuse_is_one_line_and_writes_nothing(saved, words, says, capsys, monke
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda whole: whole[:-1], "not a whole fastprio file"),
+        (lambda whole: whole[:-1], "not a fastprio file, or not a whole one"),
         (lambda whole: whole[:5], "the header is cut short"),
         (lambda whole: b"", "the header is cut short"),
         (lambda whole: whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:], "checksum"),
-        (lambda whole: b"index,loss\n1,2\n" * 20, "not a whole fastprio file"),
+        (lambda whole: b"index,loss\n1,2\n" * 20, "not a fastprio file, or not a whole one"),
     ],
 )
 def test_a_file_that_is_no_whole_store_is_refused(saved, damage, says, capsys):

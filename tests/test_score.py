@@ -203,6 +203,8 @@ BAD = {
     "a mean": (lambda model, batch: loss_of(batch).mean(), ValueError, r"losses of shape \[16\].*got \[\]"),
     "one too few": (lambda model, batch: loss_of(batch)[1:], ValueError, r"losses of shape \[16\].*got \[15\]"),
     "nan": (lambda model, batch: torch.where(batch == 40, np.nan, loss_of(batch)), ValueError, r"losses\[40\] = nan"),
+    "labels": (lambda model, batch: batch, TypeError, r"floating-point losses, got torch\.int64"),
+    "integers": (lambda model, batch: [1] * len(batch), TypeError, "floating-point losses, got list"),
     "text": (lambda model, batch: ["a"] * len(batch), TypeError, "losses"),
     "observations of some batches": (
         lambda model, batch: (loss_of(batch), {"x": batch} if batch[0] == 0 else {}), ValueError, "of some only"),

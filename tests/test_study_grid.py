@@ -215,12 +215,12 @@ def rekeyed(line, **values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: "", "line 2: not a run of this version: "),
-        (lambda line: "seven", "line 2: not a run of this version: "),
+        (lambda line: "", "line 2: damaged, .*: take the line away"),
+        (lambda line: "seven", "line 2: damaged, .*: take the line away"),
         (lambda line: "7", "line 2: not a run of this version: "),
         (lambda line: "[]", "line 2: not a run of this version: "),
         (lambda line: "{}", "line 2: not a run of this version: "),
-        (lambda line: "\x00\udcff", "line 2: not a run of this version: "),
+        (lambda line: "\x00\udcff", "line 2: damaged, .*: take the line away"),
         *(
             (lambda line, name=name: json.dumps({k: v for k, v in json.loads(line).items() if k != name}), "not a run")
             for name in ("key", *grid.MADE_FROM, "result")
@@ -464,7 +464,7 @@ def said(capsys, *words):
         (["--set", "epochs=ten"], "--set epochs=ten: expected a value like 20"),
         (["--set", "epochs=2.5"], "--set epochs=2.5: expected a value like 20"),
         (["--set", "flip=maybe"], "--set flip=maybe: expected a value like False"),
-        (["--set", "drops=a,b"], "--set drops=a,b: expected a value like (0.6, 0.8)"),
+        (["--set", "drops=a,b"], "--set drops=a,b: expected a value like 0.6,0.8"),
         (["--set", "epochs=0"], "epochs = 0: expected at least 1"),
         (["--set", "lr=nan"], "lr = nan: expected a finite number above 0"),
         (["--set", "shift=-1"], "shift = -1: expected at least 0"),
@@ -546,9 +546,10 @@ def test_the_list_is_of_what_is_wanted_and_what_is_done_and_nothing_is_made(fold
     done = [line[4:].strip() for line in out.splitlines() if line.startswith("done")]
     assert done == ["labels 50, uniform, seed 0", "labels 50, SB 33 %, seed 0"]
     assert (folder / grid.FILE).read_bytes() == before
-    # Of other settings nothing is done, and the runs that may be compared in seconds are other ones.
-    _, out, _ = said(capsys, *RUN[1:], "--set", "lr=1", "--out", folder, "--list")
-    assert "done" not in out
+    # The folder is not one for other settings, and the runs that may be compared in seconds are other ones.
+    status, out, err = said(capsys, *RUN[1:], "--set", "lr=1", "--out", folder, "--list")
+    assert (status, out) == (2, "")
+    assert "has runs made from something else (lr = " in err
     _, out, _ = said(capsys, "time", *RUN[2:], "--out", folder, "--list")
     assert len(out.splitlines()) == len(CELLS)
     assert "done" not in out

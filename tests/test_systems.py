@@ -105,7 +105,8 @@ def test_results_are_those_of_every_way_and_seed(capsys):
     assert measures(results) == ["a, %", "b"]
     assert (mean(results, "without", "a, %"), spread(results, "with", "a, %")) == (4, "5 (4 to 6)")
     assert spread(results, "without", "b") == ""
-    assert capsys.readouterr().err.splitlines()[-1] == "seed 5, with: a, % 6, b 2"
+    assert spread({"way": [{"backprops": 80562.0}]}, "way", "backprops") == "80,562"
+    assert capsys.readouterr().err.splitlines()[-1] == "seed 5, with: a, %: 6; b: 2"
     assert [list(column.cells) for column in table(results).columns] == [
         ["without", "with"],
         ["4 (3 to 5)", "5 (4 to 6)"],

@@ -13,11 +13,11 @@ import copy
 import functools
 import sys
 
-import numpy as np
 import torch
 from torch.func import functional_call
 
 from fastprio.policies import ForgettingEvents
+from fastprio.policies.primitives import unpacked
 from fastprio.study.data import Split
 from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, losses_and_correct, losses_of, main
@@ -88,7 +88,7 @@ def run(way, trial):
 
 def all_right(store):
     """Whether every example was predicted as its label when it was last seen."""
-    return np.unpackbits(store.column("was_correct"), bitorder="little")[: len(store)].all()
+    return unpacked(store.column("was_correct"), len(store)).all()
 
 
 if __name__ == "__main__":

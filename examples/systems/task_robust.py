@@ -28,14 +28,20 @@ def turned(split, turns):
     return Split(split.images.rot90(turns, (2, 3)), split.labels)
 
 
+def tasks(split):
+    """The split's images in turn, of the sizes that SHARES says, each part turned once more; and each one's task."""
+    sizes = [int(share * len(split)) for share in SHARES]
+    ends = np.cumsum(sizes)
+    parts = [turned(split[torch.arange(ends[k] - sizes[k], ends[k])], k) for k in range(len(SHARES))]
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return Split(images, labels), np.repeat(np.arange(len(SHARES)), sizes)
+
+
 def run(way, trial):
     data = trial.data(6_000)
-    sizes = [int(share * len(data.train)) for share in SHARES]
-    groups = np.repeat(np.arange(len(SHARES)), sizes)
-    parts = [turned(part, turns) for turns, part in enumerate(pieces(data.train, sizes))]
-    train = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    train, task = tasks(data.train)
     temperature = {"tasks alike": 1e6, "GroupDRO": 0.5}.get(way)
-    policy = GroupDRO(groups, len(SHARES), temperature=temperature, ema=0.9) if temperature else "uniform"
+    policy = GroupDRO(task, len(SHARES), temperature=temperature, ema=0.9) if temperature else "uniform"
     loader = trial.loader(train, policy)
     model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
@@ -47,11 +53,6 @@ def run(way, trial):
             optimizer.step()
     each = [accuracy(model, turned(data.test, turns)) for turns in range(len(SHARES))]
     return {WORST: min(each), MEAN: sum(each) / len(each)}
-
-
-def pieces(split, sizes):
-    ends = np.cumsum(sizes)
-    return [split[torch.arange(end - size, end)] for size, end in zip(sizes, ends, strict=True)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastprio.cli import look_here
 from fastprio.inspect import picture, tables
 from fastprio.inspect.numbers import inspect
+from fastprio.policies.base import find
 from fastprio.store import ScoreStore
 from fastprio.study.files import StudyError
 from fastprio.study.labels import read_labels
@@ -93,6 +94,11 @@ def _check_outputs(outputs: dict[str, Path], inputs: list[Path]) -> None:
 
 def _load(path: Path, policy: str | None) -> ScoreStore:
     look_here()  # for module:Class
+    try:
+        if policy is not None:
+            find(policy)
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"--policy {policy}: {error}") from error
     try:
         return ScoreStore.load(path, policy)
     except OSError as error:

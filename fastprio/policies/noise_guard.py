@@ -60,8 +60,8 @@ class NoiseGuard(Wrapper):
         tau: >= 1. clearly: > 0. share: in [0, 1].
         momentum: in [0, 1), of the smoothed loss, which begins with the losses that decide.
         most: in [0, 1), share of all examples that may be set aside: of more, those with the highest smoothed loss.
-        back: in [0, 1], share of those set aside, rounded up and at least one of them, that is trained on all the same;
-            others each epoch.
+        back: in [0, 1], share of those set aside, rounded up and at least one, that is in the epoch all the same,
+            others each time; a loader's drop_last leaves out some of these as of any.
 
     Call ``loader.score`` at each epoch's end: without it, the losses are those of training, of different steps. Losses
     are >= 0. An example never scored is trained on. Neither "clean" nor "mislabeled" is ever taken back. A loader with
@@ -111,6 +111,12 @@ class NoiseGuard(Wrapper):
     def probed_tau(self) -> float:
         """The tau by which it was decided; 0 before."""
         return float(self.state["probed_tau"])
+
+    def start(self, store: ScoreStore) -> None:
+        """There is to be an epoch after the probe."""
+        if store.epochs is not None and self.probe >= store.epochs:
+            raise ValueError(f"probe = {self.probe}: training has {store.epochs} epochs; expected fewer for the probe")
+        super().start(store)
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Smooths the losses, of training and scoring alike, and lets the inner policy learn from them."""

@@ -70,7 +70,8 @@ def _read(name: str, text: str, like: Any) -> Any:
             return tuple(float(part) for part in text.split(",") if part)
         return type(like)(text)
     except (ValueError, KeyError):
-        raise StudyError(f"--set {name}={text}: expected a value like {like!r}") from None
+        form = ",".join(map(str, like)) if isinstance(like, tuple) else repr(like)
+        raise StudyError(f"--set {name}={text}: expected a value like {form}") from None
 
 
 def cells_for(args: argparse.Namespace) -> list[Cell]:
@@ -172,7 +173,7 @@ def make_runs(args: argparse.Namespace) -> None:
         raise StudyError(f"--workers {args.workers}: expected at least 1")
     folder = Path(args.out or f"fastprio-study/{protocol.name}")
     if args.list:
-        _list(protocol, cells, grid.read(folder))
+        _list(protocol, cells, folder, grid.FILE)
         return
     try:
         made = grid.run_all(folder, protocol, cells, args.workers, Progress())
@@ -187,8 +188,9 @@ def _said(asked: int, made: int, folder: Path, name: str) -> None:
     print(f"{made} of {asked} made now; {folder / name} has {have}. For the report: fastprio study report {folder}")
 
 
-def _list(protocol: Protocol, cells: list[Cell], runs: list[dict[str, Any]]) -> None:
-    have = {grid.cell_of(run) for run in runs if grid.protocol_of(run) == protocol}
+def _list(protocol: Protocol, cells: list[Cell], folder: Path, name: str) -> None:
+    grid.check(folder, protocol)
+    have = {grid.cell_of(run) for run in grid.read(folder, name)}
     for cell in cells:
         done = "done" if cell in have else "    "
         print(f"{done}  {cell.column}, {cell.row}, seed {cell.seed}")
@@ -200,7 +202,7 @@ def make_times(args: argparse.Namespace) -> None:
     cells = [cell for cell in cells if cell.lr_scale == 1]
     folder = Path(args.out or f"fastprio-study/{protocol.name}")
     if args.list:
-        _list(protocol, cells, grid.read(folder, grid.TIMES))
+        _list(protocol, cells, folder, grid.TIMES)
         return
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:

@@ -56,6 +56,10 @@ def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             run = json.loads(line)
+        except ValueError as error:
+            again = "take the line away, and its run is made again"
+            raise StudyError(f"{path}, line {number}: damaged, {error}: {again}") from error
+        try:
             key, made, _ = run["key"], {name: run[name] for name in MADE_FROM}, run["result"]
             protocol_of(run), find(cell_of(run).method)
         except (ValueError, TypeError, KeyError, StudyError) as error:
@@ -91,7 +95,7 @@ def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Ca
     with contextlib.ExitStack() as stack:
         try:
             if not folder.exists():
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
                 stack.callback(_rmdir, folder)
             whole = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, whole)
@@ -103,9 +107,7 @@ def appending(folder: Path, protocol: Protocol, name: str = FILE) -> Iterator[Ca
         except OSError as error:
             raise _unwritable(folder / name, error) from error
         stack.callback(_drop_empty, folder / name)
-        for known in (FILE, TIMES):
-            for run in read(folder, known):
-                _check(folder, run, protocol)
+        check(folder, protocol)
         _drop_cut_line(file)
 
         def add(*runs: dict[str, Any]) -> None:
@@ -124,17 +126,18 @@ def _unwritable(path: Path, error: OSError) -> StudyError:
     return StudyError(f"{path}: cannot be written: {error.strerror}")
 
 
-def _check(folder: Path, run: dict[str, Any], protocol: Protocol) -> None:
-    """Raises StudyError for a run of another protocol, or that would be made from something else now."""
-    # As it comes back from a file: lists for tuples.
-    now = json.loads(json.dumps(made_from(protocol, cell_of(run))))
-    differ = [
-        f"{name} = {before!r} there, {after!r}"
-        for part in MADE_FROM
-        for name, before, after in _differences(part, run[part], now[part])
-    ]
-    if differ:
-        raise StudyError(f"{folder} has runs made from something else ({'; '.join(differ)}): use another folder")
+def check(folder: Path, protocol: Protocol) -> None:
+    """Raises StudyError if a folder has a run of another protocol, or that would be made from something else now."""
+    for run in (*read(folder), *read(folder, TIMES)):
+        # As it comes back from a file: lists for tuples.
+        now = json.loads(json.dumps(made_from(protocol, cell_of(run))))
+        differ = [
+            f"{name} = {before!r} there, {after!r}"
+            for part in MADE_FROM
+            for name, before, after in _differences(part, run[part], now[part])
+        ]
+        if differ:
+            raise StudyError(f"{folder} has runs made from something else ({'; '.join(differ)}): use another folder")
 
 
 def _differences(name: str, before: Any, after: Any) -> list[tuple[str, Any, Any]]:

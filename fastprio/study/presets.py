@@ -89,9 +89,8 @@ PRESETS: dict[str, Preset] = {
             "paper-small", "fashion-mnist", "small-cnn", 20_000, 5_000, 20, 128, lr=0.07, shift=1, ies_threshold=0.02
         ),
         (
-            Block(COMPARED, (*PAPER, RARE), 6),
+            Block((*COMPARED, *PRUNED), (*PAPER, RARE), 6),
             Block(OTHERS, (*PAPER, RARE), 3),
-            Block(PRUNED, (*SOME, ("labels", 0.25), *SHUFFLED), 6),
             Block((("VR", HALF),), NOISY, 6),
             Block(ABLATIONS, SOME, 3),
             Block((("uniform", 1.0), ("SB", THIRD), ("guarded SB", THIRD)), SOME[:2], 3, (0.5, 2.0)),

@@ -53,6 +53,8 @@ class Protocol:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise StudyError(f"{name} = {getattr(self, name)}: expected at least {least}")
+        if self.probe > self.epochs:
+            raise StudyError(f"probe = {self.probe}: expected at most epochs = {self.epochs}")
         for name in ("lr", "factor", "ies_threshold"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise StudyError(f"{name} = {getattr(self, name)}: expected a finite number above 0")

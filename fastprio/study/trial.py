@@ -184,8 +184,13 @@ def measures(results: Results) -> list[str]:
     return list(dict.fromkeys(what for runs in results.values() for result in runs for what in result))
 
 
+def _number(value: float) -> str:
+    """As in "0.9512", "86.58" or "80,562"."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _line(result: dict[str, float]) -> str:
-    return ", ".join(f"{what} {value:.4g}" for what, value in result.items())
+    return "; ".join(f"{what}: {_number(value)}" for what, value in result.items())
 
 
 def spread(results: Results, way: str, what: str) -> str:
@@ -193,7 +198,8 @@ def spread(results: Results, way: str, what: str) -> str:
     values = [result[what] for result in results[way] if what in result]
     if not values:
         return ""
-    return f"{np.mean(values):.4g}" + (f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else "")
+    ends = f" ({_number(min(values))} to {_number(max(values))})" if len(values) > 1 else ""
+    return _number(float(np.mean(values))) + ends
 
 
 def table(results: Results) -> Table:

@@ -83,11 +83,12 @@ def learning_curves(study: Study, path: Path) -> None:
             highest = max([highest, *map(max, found[2:])])
         panel.set_title(column)
         panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
         if highest:
             panel.set_ylim(top=1.05 * highest)  # what a model does in its first steps would flatten the rest
+        bottom, top = panel.get_ylim()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top > 8 * bottom else (1, 1.2, 1.5, 2, 3, 5, 7)))
         panel.set_xlim(left=0)
         panel.set_xlabel("backprops [thousands]")
     for panel in axes[::WIDE]:

@@ -78,6 +78,7 @@ def test_each_step_has_the_learning_rate_of_its_progress_times_the_cells_scale()
         ("batch_size", 0),
         ("evaluations", 1),
         ("probe", 0),
+        ("probe", 10**6),
         *((name, bad) for name in ("lr", "factor", "ies_threshold") for bad in (0.0, -1.0, math.inf, math.nan)),
         *(("weight_decay", bad) for bad in (-1, math.inf, math.nan)),
         *(("warm_up", bad) for bad in (-0.1, 1.1, math.nan)),

@@ -81,7 +81,7 @@ def invert(model, kept, like, consistent):
 @functools.cache
 def pretrained(trial):
     """The network that knows the old classes, what there is to replay, and the data."""
-    data = trial.data(12_000)
+    data = trial.data(10_000)
     old = data.train[data.train.labels < CLASSES]
     model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
     train(model, model.parameters(), trial.loader(old), trial.of(6, 15), CLASSES)

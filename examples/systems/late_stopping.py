@@ -25,7 +25,7 @@ LAST_EPOCHS = 20
 
 
 def run(way, trial):
-    data = trial.data(2_500)
+    data = trial.data(2_200)
     made = corrupt(data.train, data.classes, "labels", 0.4, trial.seed)
     policy = LateStopping(keep=0.87, rounds=ROUNDS, warm_up=1, most_epochs=25) if way == WAYS[1] else "uniform"
     loader = trial.loader(made.split, policy)

@@ -23,7 +23,7 @@ ACCURACY, SHARE = "test accuracy, %", "weight of wrong labels, %"
 
 
 def run(way, trial):
-    data, epochs = trial.data(6_000), trial.of(15, 30)
+    data, epochs = trial.data(6_000), trial.of(12, 30)
     epochs //= 3 if way == WAYS[1] else 1
     made = corrupt(data.train, data.classes, "labels", 0.4, trial.seed)
     model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)

@@ -22,7 +22,7 @@ ACCURACY = "test accuracy, %"
 
 
 def run(way, trial):
-    data, epochs, falls = trial.data(6_000), trial.of(20, 40), trial.of(8, 16)
+    data, epochs, falls = trial.data(6_000), trial.of(16, 40), trial.of(8, 16)
     made = corrupt(data.train, data.classes, "labels", 0.4, trial.seed)
     model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
     policy = OnTheFlyDenoising(epoch=falls, history=2, percentile=30) if way == "ODD" else "uniform"

@@ -33,7 +33,7 @@ def times(trial):
     rare = (split.labels >= data.classes - RARE_CLASSES).numpy() & ~made.altered
     learned, forgotten = np.zeros((2, len(split)), np.int64)
     for swap in (False, True):
-        policy = SecondSplitForgetting(first_epochs=trial.of(15, 30), swap=swap)
+        policy = SecondSplitForgetting(first_epochs=trial.of(12, 30), swap=swap)
         loader = trial.loader(made.split, policy)
         model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
         for epoch in range(2 * policy.first_epochs):

@@ -45,7 +45,7 @@ def run(way, trial):
     loader = trial.loader(train, policy)
     model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
-    for _ in range(trial.of(15, 30)):
+    for _ in range(trial.of(12, 30)):
         for batch in loader:
             loss = loader.step(losses_of(model, batch))
             optimizer.zero_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import secrets
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,12 +31,16 @@ PIECE = 8 << 20
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Writes the file beside, syncs it, renames it, syncs the folder. OSError leaves the old file, or the new one."""
+    """Writes the file beside, syncs it, renames it, syncs the folder. OSError leaves the old file, or the new one.
+
+    What a writer that was killed has left beside is taken away first.
+    """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{str(target)!r} cannot be saved: there is no folder {str(target.parent)!r}")
     header = _header(arrays, plain)
-    beside = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    _clear(target)
+    beside = target.parent / f"{_mark(target)}{os.getpid()}.{secrets.token_hex(4)}"
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -57,6 +62,31 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], plain: Mappin
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _mark(target: Path) -> str:
+    """How the names of files begin that this machine's processes write beside."""
+    return f".{target.name}.{platform.node()}."
+
+
+def _clear(target: Path) -> None:
+    """Deletes what processes of this machine that are no more have begun to write beside."""
+    mark = _mark(target)
+    for path in target.parent.iterdir():
+        process, _, rest = path.name.removeprefix(mark).partition(".")
+        if path.name.startswith(mark) and process.isdecimal() and len(rest) == 8 and not _alive(int(process)):
+            with contextlib.suppress(OSError):  # it is in the way of nothing
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no process's number: not ours to judge
+        return True
+    return True
 
 
 def _header(arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,7 @@
 """A file of arrays and plain values: the safetensors layout, written whole or not at all, with a checksum.
 
+docs/format.md specifies it.
+
 ``<header length, 8 bytes little-endian> <header, JSON> <arrays, one after another>``. The header's
 ``__metadata__`` has the plain values as JSON and a CRC-32 over every byte of the file, computed with the checksum's
 own eight characters as zeros. Any reader of safetensors can read the arrays.

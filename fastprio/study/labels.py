@@ -25,7 +25,7 @@ def read_labels(path: Path, n: int, classes: int | None = None) -> npt.NDArray[n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file: what follows says how many it has
-            labels = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, np.int64, ndmin=1)
+            labels = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, np.int64, ndmin=1)
     except (OSError, ValueError, EOFError) as error:
         raise StudyError(f"{path}: cannot be read as labels: {error}") from error
     if labels.shape != (n,) or labels.dtype.kind not in "iu":

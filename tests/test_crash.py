@@ -49,8 +49,11 @@ def save_for_ever(path, first, acknowledge):
         os.write(acknowledge, number.to_bytes(4, "little"))
 
 
-def killed_while_saving(path, first, after):
-    """The generation that was last acknowledged by a process that was killed; ``first`` - 1 if none was."""
+def killed_while_saving(path, first, saves, after):
+    """The generation that was last acknowledged by a process that was killed; ``first`` - 1 if none was.
+
+    saves: how many it is let make. after: seconds from then on.
+    """
     ours, theirs = os.pipe()
     process = os.fork()
     if not process:
@@ -58,10 +61,11 @@ def killed_while_saving(path, first, after):
             save_for_ever(path, first, theirs)
         os._exit(1)
     os.close(theirs)
+    told = b"".join(os.read(ours, 4) for _ in range(saves))
     time.sleep(after)
     os.kill(process, signal.SIGKILL)
     status = os.waitpid(process, 0)[1]
-    told = os.read(ours, 1 << 20)
+    told += os.read(ours, 1 << 20)
     os.close(ours)
     assert os.WIFSIGNALED(status), "the child has ended by itself"
     return int.from_bytes(told[-4:], "little") if told else first - 1
@@ -69,15 +73,13 @@ def killed_while_saving(path, first, after):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_a_kill_the_file_is_the_last_acknowledged_generation_or_a_newer_one(tmp_path):
-    path, rng, last, midway = tmp_path / "store", random.Random(0), 0, 0
-    generation(0).save(path)
+    path, rng, last, midway = tmp_path / "store", random.Random(0), 9, 0
     begin = time.perf_counter()
-    for number in range(1, 11):
+    for number in range(last + 1):
         generation(number).save(path)
-    each = (time.perf_counter() - begin) / 10
-    last = 10
+    each = (time.perf_counter() - begin) / (last + 1)
     for _ in range(volume(300)):
-        acknowledged = killed_while_saving(path, last + 1, rng.uniform(0, 4 * each))
+        acknowledged = killed_while_saving(path, last + 1, rng.randrange(3), rng.uniform(0, 2 * each))
         store = ScoreStore.load(path)
         assert acknowledged <= store.seed <= acknowledged + 1
         assert path.read_bytes() == bytes_of(store.seed, tmp_path)
@@ -85,7 +87,7 @@ def test_after_a_kill_the_file_is_the_last_acknowledged_generation_or_a_newer_on
         midway += len(beside)
         assert len(beside) <= 1, "what the one before has left was not taken away"
         last = store.seed
-    assert last > 20
+    assert last > 200
     assert midway > 5, "no kill has come in the middle of a save"
     generation(last).save(path)
     assert os.listdir(tmp_path) == [path.name]

@@ -74,11 +74,11 @@ def _mark(target: Path) -> str:
 def _clear(target: Path) -> None:
     """Deletes what processes of this machine that are no more have begun to write beside."""
     mark = _mark(target)
-    for path in target.parent.iterdir():
-        process, _, rest = path.name.removeprefix(mark).partition(".")
-        if path.name.startswith(mark) and process.isdecimal() and len(rest) == 8 and not _alive(int(process)):
+    for name in os.listdir(target.parent):
+        process, _, rest = name.removeprefix(mark).partition(".")
+        if name.startswith(mark) and process.isdecimal() and len(rest) == 8 and not _alive(int(process)):
             with contextlib.suppress(OSError):  # it is in the way of nothing
-                path.unlink()
+                os.unlink(target.parent / name)
 
 
 def _alive(process: int) -> bool:

@@ -159,14 +159,14 @@ def _parse(
     if len(prefix) < 8 or size > min(MOST_HEADER, length - 8):
         raise ValueError("the header is cut short")
     raw = file.read(size)
-    header = json.loads(raw)
+    header = json.loads(raw, object_pairs_hook=_each_once)
     metadata = header.pop("__metadata__")
     written = metadata["checksum"]
     checksum = zlib.crc32(
         raw.replace(f'"checksum": "{written}"'.encode(), f'"checksum": "{NO_CHECKSUM}"'.encode(), 1), zlib.crc32(prefix)
     )
     entries = _entries(header, length - 8 - size)
-    plain = json.loads(metadata["fastprio"])
+    plain = json.loads(metadata["fastprio"], object_pairs_hook=_each_once)
     arrays: dict[str, Any] = {}
     places: Mapping[str, Any] = {}
     refusal = None
@@ -196,6 +196,15 @@ def _parse(
     if f"{checksum:08x}" != written:
         raise ValueError(f"the checksum is {checksum:08x}, the file says {written}")
     return arrays, plain, refusal
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Of two values of one name readers would take different ones: so there may not be two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in twice if twice.count(name) > 1)!r} is there twice")
+    return found
 
 
 def _entries(header: Mapping[str, Any], length: int) -> dict[str, Entry]:

@@ -96,8 +96,10 @@ def load(
         with _refused(path):
             check_format(plain)
             chosen = make(plain["policy"] if policy is None else policy, **plain["policy_config"])
+            _same("policy", plain["policy"], chosen.name)
             kinds = {name: tuple(k) if isinstance(k, list) else k for name, k in plain["columns"].items()}
             extra = {name: kind for name, kind in kinds.items() if name not in chosen.columns}
+            _check_extent(plain["size"], {**extra, **chosen.columns}, entries)
             store = new(
                 plain["size"], chosen, epochs=plain["epochs"], on_nonfinite=plain["on_nonfinite"], columns=extra
             )
@@ -121,6 +123,21 @@ def load(
     return store
 
 
+def _check_extent(size: Any, kinds: Mapping[str, Any], entries: Mapping[str, _file.Entry]) -> None:
+    """ValueError if a store of so many examples would be larger than what there is of it in the file.
+
+    Before it is made: a file of a few bytes may say that it has billions of examples.
+    """
+    n = entries["priorities"].shape[0] if entries["priorities"].shape else 0
+    if size != n:
+        raise ValueError(f"size = {size!r}: there are {n} priorities")
+    for name, kind in kinds.items():
+        shape = entries[f"column.{name}"].shape
+        expected = ((n + 7) // 8,) if kind == "bit" else (n,) if isinstance(kind, str) else (n, *kind[1:])
+        if shape != expected:
+            raise ValueError(f"column {name!r}, {kind!r} of {n} examples: the file has {list(shape)}")
+
+
 def check_format(plain: Mapping[str, Any], newest: int = FORMAT) -> None:
     """ValueError for a state of a newer version than ``newest``."""
     if integer("format", plain["format"], 1) > newest:
@@ -138,8 +155,7 @@ def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, A
     """The small part of a state. ``arrays``: whatever has their dtypes and shapes. Raises as ``unpack``."""
     here = _plain_values(store)
     for what in ("size", "policy", "columns", "policy_config"):
-        if plain[what] != here[what]:
-            raise ValueError(f"the state's {what} is {plain[what]!r}, this store's is {here[what]!r}")
+        _same(what, plain[what], here[what])
     kept = {f"policy.{name}": v for name, v in store.policy.state.items() if isinstance(v, np.ndarray)}
     for name, array in (_places(store) | kept | {"priorities": store.tree.priorities}).items():
         if name not in arrays or arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
@@ -161,6 +177,11 @@ def _checked(store: ScoreStore, arrays: Mapping[str, Any], plain: Mapping[str, A
         bool(plain.get("was_scored", False)),
         plain.get("kept"),
     )
+
+
+def _same(what: str, said: Any, here: Any) -> None:
+    if said != here:
+        raise ValueError(f"the state's {what} is {said!r}, this store's is {here!r}")
 
 
 def _take_over(store: ScoreStore, state: State, arrays: Mapping[str, Any]) -> None:

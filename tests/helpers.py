@@ -1,4 +1,4 @@
-"""What the tests of the tree share: volumes, shapes of priorities, the exact audit, states, statistics."""
+"""What the tests of the tree share: the long run, shapes of priorities, the exact audit, states, statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import ctypes.util
 import hashlib
-import os
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -23,16 +22,15 @@ from fastprio.tree import SumTree
 
 Array = npt.NDArray[Any]
 
-SCALE = float(os.environ.get("FASTPRIO_TEST_SCALE", "1"))
 P_FAIL = 1e-6  # a statistic fails below this; seeds are fixed, so a test that passes once passes always
 MAX_MASS = 2**31 - 1
 ISAS = [isa for isa in _core.Isa if _core.isa_available(isa)]
 INFINITY_BITS = 0x7F800000
 
 
-def volume(n: int) -> int:
-    """A count that grows with FASTPRIO_TEST_SCALE."""
-    return max(int(n * SCALE), 1)
+def in_both(normal: int, long: int) -> pytest.MarkDecorator:
+    """Gives a test its ``count``, which is another one in the long run, ``pytest -m long``."""
+    return pytest.mark.parametrize("count", [normal, pytest.param(long, marks=pytest.mark.long)])
 
 
 def generator(seed: int) -> np.random.Generator:

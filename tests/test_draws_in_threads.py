@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import audit, generator, volume
+from helpers import audit, generator
 
 from fastprio import Checkpoint, PriorityBatchSampler, PrioritySampler, ScoreStore
 from fastprio.policies import Policy
@@ -180,7 +180,7 @@ def test_others_save_read_and_edit_while_one_draws_and_one_trains(kind, batch, n
         calls[0] += 5
 
     with threads(others):
-        came, steps = train(sampler, source, batch, volume(epochs))
+        came, steps = train(sampler, source, batch, epochs)
     assert steps > epochs * 5
     assert calls[0] > 50
     check_whole(sampler, came)
@@ -196,7 +196,7 @@ def test_single_draws_are_taken_back_while_they_are_taken():
         sampler.state_dict()
 
     with threads(edits):
-        came, steps = train(sampler, source, 8, volume(24))
+        came, steps = train(sampler, source, 8, 24)
     assert steps > 24 * 100
     check_whole(sampler, came)
 
@@ -215,7 +215,7 @@ def test_the_training_thread_saves_reads_edits_and_grows_the_store(kind):
         if step % 50 == 0:
             store.resize(len(store) + 100)
 
-    came, steps = train(sampler, source, 32, volume(12), each_step)
+    came, steps = train(sampler, source, 32, 12, each_step)
     assert steps > 12 * 50
     assert len(store) >= 5000 + 100 * (steps // 50)
     check_whole(sampler, came)
@@ -306,7 +306,7 @@ def test_a_thread_that_still_draws_for_the_last_epoch_is_told_so(kind):
         except RuntimeError as error:
             errors.append(str(error))
 
-    for epoch in range(volume(20)):
+    for epoch in range(20):
         iterator = iter(source)
         next(iterator)
         left_over = threading.Thread(target=draw_on, args=(iterator,), daemon=True)
@@ -321,7 +321,7 @@ def test_a_thread_that_still_draws_for_the_last_epoch_is_told_so(kind):
         left_over.join(SECONDS)
         assert not left_over.is_alive()
         assert sampler.journal.consumed_batches == 21
-    assert len(errors) == volume(20)
+    assert len(errors) == 20
     told = [error for error in errors if error is not None]
     assert all("a newer iteration of this sampler has begun" in error for error in told)
     assert told

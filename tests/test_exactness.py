@@ -25,7 +25,6 @@ from helpers import (
     shapes,
     state,
     using,
-    volume,
 )
 
 from fastprio import _core
@@ -105,7 +104,7 @@ def test_mass_is_the_definition_in_fractions():
         for bits in (0, 1, 2, 3, 0x7FFFFF, 0x800000, 0x800001, INFINITY_BITS - 1)
         for scale in range(-97, 180)
     ]
-    for bits in rng.integers(1, INFINITY_BITS, volume(20_000)).tolist():
+    for bits in rng.integers(1, INFINITY_BITS, 20_000).tolist():
         unit = 150 - max(bits >> 23, 1)  # p * 2^unit is its significand
         cases.append((bits, unit + int(rng.integers(-27, 9))))
     for exponent, places in itertools.product((0, 1, 2, 100, 200, 254), range(1, 26)):  # exact halves, and one off
@@ -127,7 +126,7 @@ def test_mass_is_the_definition_in_fractions():
 @pytest.mark.parametrize("isa", ISAS)
 def test_mass_is_the_definition_under_every_scale(isa):
     """In bulk, through the vector code: a block with a single leaf has that leaf's mass for a sum."""
-    rng, n = generator(2), volume(1 << 15)
+    rng, n = generator(2), 1 << 15
     with using(isa):
         for scale in range(-97, 180):
             leaves = random_floats(n, rng)
@@ -141,7 +140,7 @@ def test_mass_is_the_definition_under_every_scale(isa):
 
 
 def test_mass_is_monotone_and_above_zero():
-    bits = np.sort(generator(3).integers(1, INFINITY_BITS, volume(100_000), dtype=np.uint32))
+    bits = np.sort(generator(3).integers(1, INFINITY_BITS, 100_000, dtype=np.uint32))
     for scale in (-97, -20, 0, 27, 100, 179):
         masses = masses_by_definition(floats(bits), scale)
         in_core = np.array([_core.mass(p, scale) for p in floats(bits[::50]).tolist()])
@@ -203,7 +202,7 @@ def decades(rng, count):
 def test_a_million_updates_and_a_refit_equal_a_fresh_tree(values):
     rng, n = generator(6), 10_007
     tree, expected = SumTree(n), np.zeros(n, np.float32)
-    left = volume(1_000_000) // 2
+    left = 1_000_000 // 2
     while left > 0:
         count = min(int(rng.choice([1, 7, 255, 256, 257, 5000, 60_000])), left)
         at, priorities = random_updates(rng, n, count, values)
@@ -284,7 +283,7 @@ def test_a_losing_duplicate_counts_for_the_scale_until_the_refit():
 def test_refit_gain_is_what_refit_wins():
     rng = generator(10)
     won = set()
-    for _ in range(volume(500)):
+    for _ in range(500):
         n = int(rng.integers(1, 600))
         tree = filled(10.0 ** rng.uniform(-3, 3, n) * (rng.random(n) < 0.5))
         tree.update([int(rng.integers(0, n))] * 2, [10.0 ** rng.uniform(-3, 12), 10.0 ** rng.uniform(-3, 3)])

@@ -31,19 +31,26 @@ def saved(tmp_path):
 
 def parts(path):
     """The header as a dict, and the arrays' bytes."""
-    raw = path.read_bytes()
+    return parted(path.read_bytes())
+
+
+def parted(raw):
     length = int.from_bytes(raw[:8], "little")
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
 
 
 def forge(path, header, body, text=None):
     """Writes a file whose checksum is right, whatever else is not."""
+    path.write_bytes(forged(header, body, text))
+
+
+def forged(header, body, text=None):
     if text is None:
         header["__metadata__"]["checksum"] = _file.NO_CHECKSUM
         text = json.dumps(header).encode()
     prefix = len(text).to_bytes(8, "little")
     checksum = f"{zlib.crc32(prefix + text + body):08x}".encode()
-    path.write_bytes(prefix + text.replace(b'"00000000"', b'"' + checksum + b'"', 1) + body)
+    return prefix + text.replace(b'"00000000"', b'"' + checksum + b'"', 1) + body
 
 
 def forge_plain(path, change):
@@ -197,6 +204,18 @@ def test_a_header_that_lies_is_refused_though_its_checksum_is_right(lie, saved):
     LIES[lie](header)
     forge(saved, header, body)
     with pytest.raises(ValueError, match=r"."):
+        ScoreStore.load(saved)
+
+
+@pytest.mark.parametrize("twice", [b'"priorities": ', b'\\"seed\\": ', b'"checksum": '])
+def test_a_name_that_is_there_twice_is_refused(twice, saved):
+    header, body = parts(saved)
+    header["__metadata__"]["checksum"] = _file.NO_CHECKSUM
+    text = json.dumps(header).encode()
+    begin = text.index(twice)
+    end = text.index(b", " if twice != b'"priorities": ' else b"}, ", begin) + (3 if b"prio" in twice else 2)
+    forge(saved, None, body, text=text[:end] + text[begin:end] + text[end:])
+    with pytest.raises(ValueError, match=r"is there twice"):
         ScoreStore.load(saved)
 
 

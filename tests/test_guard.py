@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import generator, volume
+from helpers import generator
 from rank_helpers import on_ranks
 from sklearn.datasets import load_digits
 from test_all_policies import losses_at
@@ -166,7 +166,7 @@ def test_losses_verdict_suspects_and_codes_are_their_definition_over_random_hist
     plain = PlainGuard(size, **{name: value for name, value in options.items() if name != "probe"})
     rng, aside_once, verdicts = generator(size + probe), 0, ["undecided"]
     losses_of, expected = HISTORIES[kind]
-    for epoch in range(volume(30)):
+    for epoch in range(30):
         plan = plan_of(store, epoch, seed=epoch)
         if epoch >= probe:
             plain.decide()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, filled, generator, masses_by_definition, p_value, volume
+from helpers import P_FAIL, filled, generator, masses_by_definition, p_value
 from scipy.stats import binom
 
 from fastprio import _core
@@ -49,7 +49,7 @@ def two_sided(hits: int, draws: int, p: float) -> float:
 
 def test_the_upper_part_is_drawn_as_often_as_it_should():
     """Sampling in float32 has given the upper part of 2^24 categories none of the draws that are a third of all."""
-    tree, draws = filled(np.ones(N)), volume(1_000_000)
+    tree, draws = filled(np.ones(N)), 1_000_000
     indices, probabilities = tree.sample(draws, seed=3)
     assert (probabilities == 1 / N).all()
     for part in (N // 2, N - N // 3, N - N // 100, N - N // 1000):
@@ -61,7 +61,7 @@ def test_the_upper_part_is_drawn_as_often_as_it_should():
 
 def test_neighbours_are_told_apart():
     """A uniform number of 24 bits has 2^24 values: of 3 * 2^23 equal leaves it can reach only two in three."""
-    n, draws = 3 * 2**23, volume(1_000_000)
+    n, draws = 3 * 2**23, 1_000_000
     indices, _ = filled(np.ones(n)).sample(draws, seed=4)
     coarse = generator(5).integers(0, 2**24, draws) * n >> 24  # the control
     for sixteenth in range(16):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import audit, floats, parked_leaves, state, volume
+from helpers import audit, floats, parked_leaves, state
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -155,7 +155,7 @@ class TreeMachine(RuleBasedStateMachine):
 
 TestTree = TreeMachine.TestCase
 TestTree.settings = settings(
-    max_examples=volume(200), stateful_step_count=50, derandomize=True, deadline=None, database=None,
+    max_examples=200, stateful_step_count=50, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import generator, p_value, volume
+from helpers import generator, p_value
 from test_store import state_of
 
 from fastprio import PriorityLoader, PrioritySampler, ScoreStore
@@ -65,7 +65,7 @@ class PlainLossPower:
 def test_losspower_follows_its_definition_over_random_histories(alpha, ema, eps):
     size, rng = 23, generator(int(100 * alpha + 10 * ema))
     store, plain = ScoreStore(size, LossPower(alpha=alpha, eps=eps, ema=ema)), PlainLossPower(size, alpha, eps, ema)
-    for step in range(volume(60)):
+    for step in range(60):
         at = rng.integers(0, size if step > 5 else 8, rng.integers(0, 20))  # duplicates; some unseen at first
         losses = rng.exponential(size=at.size) * 10.0 ** rng.integers(-3, 4)
         losses[rng.random(at.size) < 0.1] = 0
@@ -170,7 +170,7 @@ def below_mean(losses, unseen=()):
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.8, 0.9])
 def test_infobatch_plan_follows_its_definition(ratio):
     rng = generator(int(10 * ratio))
-    for trial in range(volume(150)):
+    for trial in range(150):
         n = int(rng.integers(2, 60))
         losses = rng.choice([rng.exponential(size=n), rng.integers(-2, 3, n), 10.0 ** rng.uniform(-6, 6, n)])
         unseen = set(rng.choice(n, rng.integers(0, n), replace=False).tolist())
@@ -194,7 +194,7 @@ def test_infobatch_keeps_every_subset_equally_often():
     losses = [0.1, 0.2, 0.3, 0.4, 0.5, 9.0, 9.0]
     store = scored(losses, ratio=0.5)
     subsets = {subset: 0 for subset in itertools.combinations(range(5), 2)}
-    n = volume(20_000)
+    n = 20_000
     for seed in range(n):
         codes = store.policy.plan(store, Clock(1), Rng(seed, 1, 0, "plan")).codes
         subsets[tuple(np.flatnonzero(codes == TRAIN_RESCALED).tolist())] += 1
@@ -209,7 +209,7 @@ def test_infobatch_expects_the_full_sum_over_all_it_might_keep(below, ratio):
     store = scored(losses, ratio=ratio)
     exact = [Fraction(float(loss)) for loss in losses]
     plans = {}
-    for seed in range(volume(3000)):
+    for seed in range(3000):
         plan = store.policy.plan(store, Clock(1), Rng(seed, 1, 0, "plan"))
         plans[plan.codes.tobytes()] = plan
     kept = max(1, int((1 - ratio) * below))
@@ -403,7 +403,7 @@ def test_losspower_keeps_its_promise_never_to_fail(alpha, eps, ema):
     store = ScoreStore(1000, LossPower(alpha, eps=eps, ema=ema))
     assert store.policy.infallible
     rng = generator(30)
-    for _ in range(volume(20)):
+    for _ in range(20):
         losses = rng.integers(0, 0x7F800000, 300).astype(np.uint32).view(np.float32)
         losses[:3] = [0.0, np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal]
         store.update(rng.integers(0, 1000, 300), losses)

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 from test_store import state_of
 
 from fastprio import PrioritySampler, ScoreStore
@@ -230,7 +230,7 @@ def test_late_stopping_follows_its_definition_over_random_histories(size, keep, 
     ease = rng.random(size)
     kept, number, begun, history = list(range(size)), 0, 0, [[] for _ in range(size)]
     ended = collections.Counter()
-    for epoch in range(volume(60)):
+    for epoch in range(60):
         learned = [i for i in kept if number < len(ks) and first_learned(history[i], ks[number])]
         enough = number < len(ks) and len(learned) >= max(1, int(size * Fraction(str(keep)) ** (number + 1)))
         late = number < len(ks) and epoch - begun >= most
@@ -325,7 +325,7 @@ def learned_at(answers):
 @pytest.mark.parametrize("swap", [False, True])
 def test_second_split_times_are_those_of_the_whole_history(swap):
     rng = generator(int(swap))
-    for trial in range(volume(200)):
+    for trial in range(200):
         size, first, second = int(rng.integers(2, 12)), int(rng.integers(1, 7)), int(rng.integers(0, 7))
         store = ScoreStore(size, SecondSplitForgetting(first, swap))
         told(store, range(size), "score", correct=rng.integers(0, 2, size))  # before anything began
@@ -362,7 +362,7 @@ def test_the_halves_are_the_seeds_whatever_the_epoch_and_swap_exchanges_them():
 
 
 def test_every_half_is_equally_likely():
-    n = volume(6000)
+    n = 6000
     store = ScoreStore(5, SecondSplitForgetting(1))
     halves = collections.Counter()
     for seed in range(n):
@@ -411,7 +411,7 @@ def test_forgetting_events_follow_their_definition_over_random_histories(size, k
             assert {i for i in range(size) if counts[i] > border} <= set(kept)
             assert all(counts[i] >= border for i in kept)
         assert kept is None or trained(plan, size) == kept  # whatever is counted later
-        for step in range(volume(50)):
+        for step in range(50):
             origin, at = ORIGINS[step % 3], rows(rng, size)
             right = (rng.random(len(at)) < ease[at]).tolist()
             told(store, at, origin, correct=right)
@@ -451,7 +451,7 @@ def test_equal_examples_are_kept_by_chance_each_subset_as_often(name):
             p_label=[0.3] * 5,
             error_norm=[0.3] * 5,
         )
-    n, kept = volume(6000), collections.Counter()
+    n, kept = 6000, collections.Counter()
     for seed in range(n):
         if "chosen" in store.policy.state:
             store.policy.state["chosen"] = False
@@ -469,7 +469,7 @@ def test_el2n_follows_its_definition_over_random_histories(size, keep, skip):
     rng = generator(size)
     store, history = ScoreStore(size, EL2N(keep, skip)), [[] for _ in range(size)]
     both = set()
-    for step in range(volume(150)):
+    for step in range(150):
         plan = plan_of(store, step)
         means = [math.fsum(h) / len(h) if h else 0.0 for h in history]
         assert store.column("mean").tolist() == pytest.approx(means, rel=2e-6)
@@ -523,7 +523,7 @@ def test_active_bias_follows_its_definition_over_random_histories(size, smoothne
     store = ScoreStore(size, ActiveBias(smoothness, warm_up=2, draws=draw))
     history, priority = [[] for _ in range(size)], [0.0] * size
     plan_of(store, 2)
-    for step in range(volume(300)):
+    for step in range(300):
         origin, at = ORIGINS[step % 3], rows(rng, size)
         p = np.float32(0.9 + 0.1 * spreading * rng.random(len(at))).tolist()
         told(store, at, origin, p_label=p)
@@ -630,7 +630,7 @@ def test_recency_bias_follows_its_definition_over_random_histories(size, classes
 
         if plan is None:
             assert store.priorities.tolist() == pytest.approx([priority(i) for i in range(size)], rel=1e-6)
-        for step in range(volume(60)):
+        for step in range(60):
             origin, at = ORIGINS[step % 3], rows(rng, size)
             labels = rng.integers(0, min(classes, 3 + epoch // 2), len(at)) * (1 if classes < 99 else 9000)
             told(store, at, origin, prediction=labels)
@@ -711,7 +711,7 @@ def test_dyn_unc_follows_its_definition_over_random_histories(size, keep, window
             assert order or size < 3
             assert without or size < 3
         assert kept is None or trained(plan, size) == kept
-        for step in range(volume(30)):
+        for step in range(30):
             origin, at = ORIGINS[step % 3], rows(rng, size)
             if epoch < after:  # some have no score by then
                 at = [i for k, i in enumerate(at) if i % 5 != 4 or len(history[i]) + at[:k].count(i) < window - 1]

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 from test_store import state_of
 
 from fastprio import PriorityLoader, PrioritySampler, ScoreStore
@@ -204,13 +204,13 @@ def test_policies_by_average_refuse_losses_below_zero():
 @pytest.mark.parametrize("size", SIZES)
 def test_the_last_loss_of_training_or_scoring_is_remembered(policy, size):
     store = ScoreStore(size, copy.deepcopy(policy), epochs=4)
-    known = last_losses(store, size, count=volume(300))
+    known = last_losses(store, size, count=300)
     assert store.column("loss").tolist() == [loss or 0.0 for loss in known]
 
 
 def test_one_bit_is_set_or_cleared_and_no_other():
     bits, plain, rng = np.zeros(4, np.uint8), [False] * 32, generator(1)
-    for _ in range(volume(500)):
+    for _ in range(500):
         i, value = int(rng.integers(32)), bool(rng.integers(2))
         put_bit(bits, i, value)
         plain[i] = value
@@ -257,14 +257,14 @@ def test_the_parts_of_a_round_are_disjoint_and_of_equal_size(size, keep):
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("epoch", [0, 1, 4])
 def test_random_subset_takes_every_subset_equally_often(fresh, epoch):
-    store, n = ScoreStore(5, RandomSubset(0.4, fresh)), volume(4000)
+    store, n = ScoreStore(5, RandomSubset(0.4, fresh)), 4000
     counts = Counter(tuple(trained(plan_of(store, epoch, seed), 5)) for seed in range(n))
     subsets = list(itertools.combinations(range(5), 2))
     assert p_value(np.array([counts[s] for s in subsets]), np.full(10, n / 10)) > P_FAIL
 
 
 def test_fresh_subsets_do_not_depend_on_the_epoch_before():
-    store, n = ScoreStore(5, RandomSubset(0.4, fresh=True)), volume(3000)
+    store, n = ScoreStore(5, RandomSubset(0.4, fresh=True)), 3000
     both = Counter()
     for seed in range(n):
         first, second = (set(trained(plan_of(store, epoch, seed), 5)) for epoch in (0, 1))
@@ -298,7 +298,7 @@ def test_a_sampler_trains_on_the_subset_alone():
 @pytest.mark.parametrize("seed", range(8))
 def test_ranks_go_from_the_largest_loss_down_after_those_never_scored(size, seed):
     store = ScoreStore(size, RankBased(), epochs=9)
-    known = keys(last_losses(store, seed, count=volume(30)))
+    known = keys(last_losses(store, seed, count=30))
     assert plan_of(store, 2) is None
     order = store.column("order").tolist()
     assert sorted(order) == list(range(size))
@@ -308,7 +308,7 @@ def test_ranks_go_from_the_largest_loss_down_after_those_never_scored(size, seed
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_equal_losses_rank_in_random_order(unseen):
-    store, n = ScoreStore(5, RankBased(), epochs=9), volume(3000)
+    store, n = ScoreStore(5, RankBased(), epochs=9), 3000
     store.update([4] if unseen else [0, 1, 2, 3, 4], [0.1] if unseen else [0.5, 0.5, 0.5, 0.5, 0.1])
     counts = Counter()
     for seed in range(n):
@@ -353,7 +353,7 @@ def test_single_draws_follow_the_law_and_say_it(pressure):
     store.update(range(30), losses)
     plan_of(store, 0)
     law = law_of_ranks(30, pressure)
-    counts, n = [0] * 30, volume(20_000)
+    counts, n = [0] * 30, 20_000
     for offset in range(n):
         indices, probabilities = store.policy.draw(store, 1, store.clock, Rng(1, 0, offset, "draw"))
         rank = 29 - int(losses[indices[0]])
@@ -376,7 +376,7 @@ def successive(law, count):
 
 @pytest.mark.parametrize(("size", "count"), [(3, 2), (4, 3), (4, 4), (12, 2)])
 def test_batches_are_successive_draws_without_replacement(size, count):
-    store, n = ScoreStore(size, RankBased(20.0)), volume(30_000)
+    store, n = ScoreStore(size, RankBased(20.0)), 30_000
     store.update(range(size), -np.arange(size))  # example i has rank i
     plan_of(store, 0)
     counts, law = Counter(), law_of_ranks(size, 20.0)
@@ -403,7 +403,7 @@ def test_a_batch_above_the_size_has_everything_before_anything_twice():
 
 
 def test_draws_without_replacement_end_where_one_has_nearly_all_the_probability():
-    law, n = np.array([1 - 11e-9] + [1e-9] * 11), volume(3000)
+    law, n = np.array([1 - 11e-9] + [1e-9] * 11), 3000
     counts = Counter()
     for seed in range(n):
         rng = Rng(seed, 0, 0, "draw")
@@ -462,7 +462,7 @@ def test_examples_that_come_in_an_epoch_are_drawn_from_the_next_one_on():
 
 
 def test_before_the_first_ranking_draws_are_uniform():
-    store, n = ScoreStore(8, RankBased(100.0)), volume(4000)
+    store, n = ScoreStore(8, RankBased(100.0)), 4000
     store.update(range(8), range(8))
     counts = [0] * 8
     for offset in range(n):
@@ -494,14 +494,14 @@ def test_a_sampler_draws_batches_by_rank_after_a_first_epoch_over_everything():
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0, 2.5])
 def test_priorities_are_powers_of_the_ranks(size, alpha):
     store = ScoreStore(size, RankPower(alpha, 0.5))
-    known = keys(last_losses(store, int(10 * alpha), count=volume(40)))
+    known = keys(last_losses(store, int(10 * alpha), count=40))
     assert plan_of(store, 1) is None
     met = sorted(range(size), key=lambda i: (-known[i], -store.priorities[i]))  # equal losses: as chance had it
     assert store.priorities[met].tolist() == pytest.approx([(k + 1) ** -alpha for k in range(size)], rel=1e-6)
 
 
 def test_the_unseen_have_the_first_ranks_and_ties_any_order():
-    store, n = ScoreStore(5, RankPower(1.0, 0.0)), volume(2000)
+    store, n = ScoreStore(5, RankPower(1.0, 0.0)), 2000
     store.update([1, 3], [7.0, 7.0])
     counts = Counter()
     for seed in range(n):
@@ -586,7 +586,7 @@ def check_evolved(store, plain):
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.2, 0.8), (0.0, 1.0), (0.9, 0.3)])
 def test_evolved_sampling_follows_its_definition_over_random_histories(size, beta1, beta2):
     store, plain = ScoreStore(size, LossEMA(beta1, beta2)), PlainEvolved(size, beta1, beta2)
-    for at, losses, origin in batches(size, generator(size), volume(300)):
+    for at, losses, origin in batches(size, generator(size), 300):
         losses = [loss + 1e-3 for loss in losses]
         losses = [float(f32(loss)) for loss in losses]
         store.update(at, losses, origin=origin)
@@ -601,7 +601,7 @@ def test_evolved_sampling_follows_its_definition_over_random_histories(size, bet
 @pytest.mark.parametrize("size", [1, 2, 23])
 def test_pruning_sets_the_lowest_averages_aside_until_the_next_epoch(prune, size):
     store, plain, rng = ScoreStore(size, LossEMA(prune=prune)), PlainEvolved(size, 0.2, 0.8), generator(size)
-    for epoch in range(volume(12)):
+    for epoch in range(12):
         assert plan_of(store, epoch, seed=epoch) is None
         aside = flags(store.column("aside"), size)
         scored = [i for i in range(size) if plain.seen[i]]
@@ -623,7 +623,7 @@ def test_pruning_sets_the_lowest_averages_aside_until_the_next_epoch(prune, size
 
 
 def test_equal_averages_are_set_aside_equally_often_and_the_unseen_never():
-    store, n = ScoreStore(6, LossEMA(prune=0.5)), volume(2000)
+    store, n = ScoreStore(6, LossEMA(prune=0.5)), 2000
     store.update([0, 1, 2, 3], [0.5] * 4)
     store.admit_unseen()
     counts = Counter()
@@ -692,7 +692,7 @@ def plain_clusters(values, count):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_clusters_are_those_of_lloyds_iteration(count):
     rng, fewer = generator(count), 0
-    for _ in range(volume(150)):
+    for _ in range(150):
         n = int(rng.integers(1, 60))
         # Multiples of 1/64, of which sums are exact.
         values = sorted(
@@ -734,7 +734,7 @@ def plain_seta(kept, known, epoch, groups, window):
 @pytest.mark.parametrize(("groups", "window"), [(5, 0.9), (10, 0.5), (3, 0.1), (1, 1.0)])
 def test_seta_plans_follow_their_definition(ratio, groups, window):
     rng, less = generator(groups), 0
-    for trial in range(volume(60)):
+    for trial in range(60):
         n = int(rng.choice([1, 2, 23, 40]))
         known = (rng.choice([rng.integers(0, 640, n), rng.integers(0, 3, n)]) / 64).tolist()
         for i in rng.choice(n, rng.integers(0, n // 2 + 1), replace=False).tolist():
@@ -760,7 +760,7 @@ def test_the_window_goes_from_easy_to_hard_and_begins_again():
 
 
 def test_seta_keeps_every_subset_equally_often():
-    store, n = ScoreStore(5, SeTa(0.6), epochs=100), volume(3000)
+    store, n = ScoreStore(5, SeTa(0.6), epochs=100), 3000
     for epoch, losses in [(0, [1, 2, 3, 4, 5]), (1, [2] * 5), (99, [1, 2, 3, 4, 5])]:
         store.update(range(5), losses)
         counts = Counter(tuple(trained(plan_of(store, epoch, seed), 5)) for seed in range(n))
@@ -775,7 +775,7 @@ def test_seta_keeps_every_subset_equally_often():
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 0.9])
 def test_scores_move_towards_the_batches_means(size, alpha):
     store, scores = ScoreStore(size, BatchLossScore(alpha), epochs=9), [0.0] * size
-    for at, losses, origin in batches(size, generator(size), volume(300)):
+    for at, losses, origin in batches(size, generator(size), 300):
         store.update(at, losses, origin=origin)
         if origin != "reference":
             for j, i in enumerate(at):  # one that is there twice moves twice
@@ -902,7 +902,7 @@ def numbers(rng):
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.95])
 def test_repb_follows_its_definition_over_random_histories(size, window, ratio):
     store, plain, rng = ScoreStore(size, RePB(ratio, window)), PlainRePB(size, ratio, window), generator(size + window)
-    for epoch in range(volume(25)):
+    for epoch in range(25):
         plan = plan_of(store, epoch, seed=7)
         plain.plan(numbers(Rng(7, epoch, 0, "plan")))
         members = [i for i in range(size) if plain.members[i]]
@@ -928,7 +928,7 @@ def test_windows_of_batches_are_decided_by_their_own_mean(window):
 
 
 def test_below_the_mean_the_share_that_goes_and_the_share_that_comes_back_are_those_of_the_ratio():
-    size, ratio = volume(20_000), 0.3
+    size, ratio = 20_000, 0.3
     store = ScoreStore(size, RePB(ratio))
     assert trained(plan_of(store, 0), size) == list(range(size))
     losses = np.arange(size) % 2  # half are above the mean
@@ -1043,7 +1043,7 @@ def test_a_sampler_weighs_by_the_epochs_in_the_set():
 @pytest.mark.parametrize(("pool", "keep"), [(0.5, 0.6), (1.0, 0.3), (0.3, 1.0), (0.01, 0.01), (0.8, 0.7)])
 @pytest.mark.parametrize("size", [*SIZES, 7])  # 7: a share of the pool of 3 is not the product of shares
 def test_orderdp_trains_on_the_largest_losses_of_a_uniform_pool(pool, keep, size):
-    for trial in range(volume(60)):
+    for trial in range(60):
         store = ScoreStore(size, OrderDP(pool, keep))
         known = keys(last_losses(store, trial, count=12))
         plan = store.policy.plan(store, Clock(1), Rng(trial, 1, 0, "plan"))
@@ -1058,7 +1058,7 @@ def test_orderdp_trains_on_the_largest_losses_of_a_uniform_pool(pool, keep, size
 
 
 def test_the_chance_of_a_loss_is_that_of_its_place_in_a_random_pool():
-    store, n = ScoreStore(6, OrderDP(0.5, 0.4)), volume(4000)  # pools of 3, the largest of each
+    store, n = ScoreStore(6, OrderDP(0.5, 0.4)), 4000  # pools of 3, the largest of each
     store.update(range(6), [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     counts = Counter(tuple(trained(plan_of(store, 1, seed), 6)) for seed in range(n))
     expected = [n * math.comb(5 - i, 2) / math.comb(6, 3) for i in range(4)]
@@ -1068,7 +1068,7 @@ def test_the_chance_of_a_loss_is_that_of_its_place_in_a_random_pool():
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_orderdp_lets_chance_decide_between_equals(unseen):
-    store, n = ScoreStore(5, OrderDP(0.8, 0.5)), volume(3000)  # 4, and 2 of them
+    store, n = ScoreStore(5, OrderDP(0.8, 0.5)), 3000  # 4, and 2 of them
     if not unseen:
         store.update(range(5), [0.3] * 5)
     counts = Counter(tuple(trained(plan_of(store, 1, seed), 5)) for seed in range(n))

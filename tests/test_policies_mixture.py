@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 
 from fastprio import PriorityLoader, PrioritySampler, ScoreStore
 from fastprio._random import Rng
@@ -25,7 +25,7 @@ ORIGINS = ["train", "train", "train", "score", "reference"]
 def history(size, seed, steps=200):
     """Random updates: rows with duplicates, losses of all sizes as float32 holds them, an origin."""
     rng = generator(seed)
-    for _ in range(volume(steps)):
+    for _ in range(steps):
         at = rng.integers(0, size, int(rng.integers(0, 12)))
         losses = (rng.exponential(size=at.size) * 10.0 ** rng.integers(-2, 3)).astype(f32)
         losses[rng.random(at.size) < 0.1] *= -1
@@ -76,7 +76,7 @@ def law_of(groups, law):
     ],
 )
 def test_a_group_is_drawn_by_its_share_and_then_its_examples_evenly(groups, law):
-    store, n = ScoreStore(len(groups), Fixed(groups, len(law), law)), volume(40_000)
+    store, n = ScoreStore(len(groups), Fixed(groups, len(law), law)), 40_000
     indices, probabilities = draws_of(store, n)
     expected = law_of(groups, law)
     assert probabilities.tolist() == pytest.approx([expected[i] for i in indices.tolist()], rel=1e-12)
@@ -207,7 +207,7 @@ def test_group_dro_follows_its_definition_over_random_histories(size, count, tem
 
 def test_group_dro_draws_the_groups_by_the_softmax_of_their_losses():
     groups = [0, 0, 0, 1, 1, 3]
-    store, n = ScoreStore(6, GroupDRO(groups, 4, temperature=0.5, ema=0.0)), volume(30_000)
+    store, n = ScoreStore(6, GroupDRO(groups, 4, temperature=0.5, ema=0.0)), 30_000
     store.update([0, 1, 3, 5], [1.0, 2.0, 1.0, 2.0])
     powers = {0: math.exp(3.0), 1: math.exp(2.0), 3: math.exp(4.0)}
     law = [powers[k] / sum(powers.values()) / groups.count(k) for k in groups]
@@ -332,7 +332,7 @@ def test_odm_draws_groups_alike_where_the_floor_is_above_an_even_share(floor):
 
 def test_odm_draws_by_size_until_its_warm_up_is_over():
     groups = [0] * 60 + [1] * 30 + [3] * 10
-    store, n = ScoreStore(100, OnlineDataMixing(groups, 4, warm_up=2)), volume(30_000)
+    store, n = ScoreStore(100, OnlineDataMixing(groups, 4, warm_up=2)), 30_000
     for _ in range(2):
         store.update([0, 61, 99], [1.0, 2.0, 3.0])
         store.update([99], [9.0], origin="score")
@@ -347,7 +347,7 @@ def test_odm_draws_by_size_until_its_warm_up_is_over():
 
 def test_odm_prefers_the_group_of_the_largest_loss():
     store = ScoreStore(4, OnlineDataMixing([0, 1, 2, 3], 4, warm_up=0))
-    for _ in range(volume(200)):
+    for _ in range(200):
         store.update([0, 1, 2, 3], [1.0, 1.0, 1.5, 1.0])
     p = store.policy.p()
     assert p.argmax() == 2
@@ -429,7 +429,7 @@ def batches_of(store, counts, seed=2, epoch=0):
 def test_replay_has_its_exact_quota_over_any_stretch(replay, size, pool):
     store, rng = ScoreStore(size, ReplayMixture(replay, pool)), generator(1)
     exact, drawn, replayed = Fraction(str(replay)), 0, 0
-    for indices, probabilities in batches_of(store, rng.integers(1, 20, volume(60)).tolist()):
+    for indices, probabilities in batches_of(store, rng.integers(1, 20, 60).tolist()):
         drawn += len(indices)
         replayed += int((indices < pool).sum())
         assert replayed == math.floor(exact * drawn)
@@ -459,7 +459,7 @@ def test_each_pass_of_replay_has_another_order():
 
 
 def test_replay_draws_every_example_of_a_source_equally_often():
-    store, n = ScoreStore(12, ReplayMixture(0.4, 4)), volume(6000)
+    store, n = ScoreStore(12, ReplayMixture(0.4, 4)), 6000
     first = np.array([draws_of(store, 1, seed=seed, step=step)[0][0] for seed in range(n) for step in (0, 2)])
     assert (first[::2] >= 4).all()  # of draws by ones the third is the first of the pool
     assert p_value(np.bincount(first[::2] - 4, minlength=8), np.full(8, n / 8)) > P_FAIL
@@ -468,7 +468,7 @@ def test_replay_draws_every_example_of_a_source_equally_often():
 
 
 def test_every_ranks_slice_of_a_replay_batch_has_both_sources():
-    store, n = ScoreStore(100, ReplayMixture(0.25, 40)), volume(4000)
+    store, n = ScoreStore(100, ReplayMixture(0.25, 40)), 4000
     at = np.zeros(8)
     for k in range(n):
         at += draws_of(store, 8, step=8 * k)[0] < 40
@@ -591,7 +591,7 @@ def accepting(losses, beta):
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
 def test_stale_sb_accepts_by_the_share_of_losses_below(beta):
     losses = [0.5, 0.5, -1.0, 2.0, 9.0, 9.0, 0.0, 3e38]
-    store, n = ScoreStore(9, StaleSelectiveBackprop(beta)), volume(4000)
+    store, n = ScoreStore(9, StaleSelectiveBackprop(beta)), 4000
     store.update([k + (k > 2) for k in range(8)], losses)  # example 3 was never scored
     trained = np.zeros(9)
     for seed in range(n):
@@ -606,7 +606,7 @@ def test_stale_sb_accepts_by_the_share_of_losses_below(beta):
 def test_stale_sb_scores_exactly_the_stale_over_random_histories(staleness, size):
     store, rng = ScoreStore(size, StaleSelectiveBackprop(2.0, staleness)), generator(staleness)
     loss, due_in = [None] * size, [None] * size  # in how many decisions a loss has to be new
-    for epoch in range(volume(60)):
+    for epoch in range(60):
         plan = plan_of(store, epoch)
         codes = plan.codes.tolist()
         for i in range(size):
@@ -643,7 +643,7 @@ def test_stale_sb_decides_by_no_loss_that_is_too_old_and_credits_each_to_its_exa
         forwarded.extend(batch.tolist())
         return loss_at(batch, 2 * epoch + 1)
 
-    for epoch in range(volume(20)):
+    for epoch in range(20):
         drawn = []
         for batch in loader:
             if not drawn:
@@ -708,7 +708,7 @@ def test_stale_sb_trains_on_none_where_none_is_accepted_and_only_some_are_due():
 
 
 def test_the_one_that_stale_sb_trains_on_is_of_the_largest_losses_by_chance():
-    n, met = volume(3000), np.zeros(4)
+    n, met = 3000, np.zeros(4)
     for seed in range(n):
         store = ScoreStore(4, StaleSelectiveBackprop(1e9, 9))
         store.update(range(4), [1.0, 5.0, 5.0, 5.0])

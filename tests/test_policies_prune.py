@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 from torch import nn
 
 from fastprio import PriorityLoader, PrioritySampler, ScoreStore
@@ -47,7 +47,7 @@ def as_float32(losses):
 @pytest.mark.parametrize("size", [1, 8, 30])
 def test_a_bit_is_put_where_it_belongs_and_no_other_moves(size):
     rng, bits, plain = generator(size), np.zeros((size + 7) // 8, np.uint8), [False] * size
-    for _ in range(volume(200)):
+    for _ in range(200):
         i, on = int(rng.integers(size)), bool(rng.integers(2))
         put_bit(bits, i, on)
         plain[i] = on
@@ -108,7 +108,7 @@ def test_kakurenbo_hides_what_is_easy_right_and_confident_over_random_histories(
     steps = ((3, 0.8), (5, 0.5), (7, 0.1))
     store = ScoreStore(size, Kakurenbo(4, float(fraction), threshold, steps))
     plain, rng, hidden = PlainKakurenbo(size), generator(size + ties), 0
-    for step in range(volume(300)):
+    for step in range(300):
         at, origin = rows(rng, size)
         n = len(at)
         losses = as_float32(rng.integers(0, 3, n) if ties else rng.exponential(size=n))
@@ -156,7 +156,7 @@ def test_kakurenbo_takes_the_confidence_over_the_classes_and_not_over_the_batch(
 def test_kakurenbo_hides_as_many_of_equal_losses_and_each_as_often(correct):
     store = ScoreStore(10, Kakurenbo(0))
     store.update(range(10), np.ones(10), correct=np.full(10, correct), confidence=np.ones(10))
-    n, hidden = volume(4000), np.zeros(10)
+    n, hidden = 4000, np.zeros(10)
     for seed in range(n):
         codes = np.array(codes_at(store, 1, seed))
         assert (codes == SCORE).sum() == 3 * correct
@@ -181,7 +181,7 @@ def flat_by_definition(losses, smooth, threshold):
 def test_ies_leaves_out_what_is_flat_over_random_histories(size, smooth, threshold):
     store, rng = ScoreStore(size, InstanceEarlyStopping(threshold, smooth)), generator(size + smooth)
     histories, level, out = [[] for _ in range(size)], rng.random(size), 0
-    for step in range(volume(700 if smooth > 5 else 400)):
+    for step in range(700 if smooth > 5 else 400):
         at, origin = rows(rng, size)
         spread = [3e-4, 0.2, 2][step // (350 if smooth > 5 else 40) % 3]  # calm and wild by turns
         losses = as_float32([level[i] + spread * rng.random() for i in at])
@@ -325,7 +325,7 @@ def test_alignprune_scores_by_correlation_over_random_histories(size, window, gi
     policy = AlignPrune(window, "given" if given else "population")
     store, plain, rng = ScoreStore(size, policy, epochs=1000), PlainAlign(size, window), generator(size + window)
     constant, epoch, aligned, few, pruned = set(range(0, size, 5)), 0, 0, 0, 0
-    for step in range(volume(90)):
+    for step in range(90):
         plan = plan_of(store, epoch, step)
         unseen = {i for i, last in enumerate(plain.last) if last is None}
         if epoch < window:
@@ -465,7 +465,7 @@ def median(values):
 def test_flow_weighs_by_the_reference_loss_over_random_histories(size, tau, draws):
     store, plain, rng = ScoreStore(size, FLOW(tau, draws)), [None] * size, generator(size)
     first = None
-    for step in range(volume(300)):
+    for step in range(300):
         at, origin = rows(rng, size)
         losses = as_float32(rng.exponential(size=len(at)) * 5)
         store.update(at, losses, origin=origin)
@@ -549,7 +549,7 @@ def test_flow_in_a_loader_scores_once_and_then_weighs_every_batch_unnormalised()
 def test_flow_draws_by_the_weight_from_the_first_epoch_on():
     reference = [0.0, 1.0, 2.0, 4.0, 5000.0]  # the last has weight zero: not even covering draws it
     store = referenced(reference, tau=1.5, draws=True)
-    sampler = PrioritySampler(store, volume(20_000), batch_size=100, scheme="iid", seed=5)
+    sampler = PrioritySampler(store, 20_000, batch_size=100, scheme="iid", seed=5)
     drawn = np.bincount(list(sampler), minlength=5)
     weights = np.array([math.exp(-loss / 1.5) for loss in reference])
     assert p_value(drawn, drawn.sum() * weights / weights.sum()) > P_FAIL
@@ -565,7 +565,7 @@ def test_flow_draws_by_the_weight_from_the_first_epoch_on():
 def test_mr_adds_up_losses_and_weighs_a_batch_to_mean_one_over_random_histories(size, update, eta, r):
     store = ScoreStore(size, MultiplicativeReweighting(eta, r, update))
     plain, rng = [0.0] * size, generator(size)
-    for step in range(volume(300)):
+    for step in range(300):
         at, origin = rows(rng, size)
         losses = as_float32(rng.normal(size=len(at)) * 4)
         store.update(at, losses, origin=origin)
@@ -587,7 +587,7 @@ def test_mr_is_exponentiated_gradient_from_equal_weights(r):
     size, eta, rng = 7, Fraction(1, 8), generator(1)
     store = ScoreStore(size, MultiplicativeReweighting(float(eta), float(r)))
     weights = [1 / size] * size
-    for epoch in range(volume(30)):
+    for epoch in range(30):
         assert plan_of(store, epoch).score == (TRAIN,)
         losses = as_float32(rng.exponential(size=size))
         store.update(range(size), losses, origin="score")
@@ -619,7 +619,7 @@ def test_mr_draws_by_the_weights_and_no_weight_ever_becomes_zero():
     np.testing.assert_allclose(store.priorities[[0, 1, 2, 4]], [1, math.exp(-0.5), math.exp(-2), 1], rtol=1e-6)
     assert 0 < store.priorities[3] < 1e-37
     assert policy.weights(store.columns, np.arange(5), np.ones(5), store.clock) is None
-    sampler = PrioritySampler(store, volume(20_000), batch_size=100, scheme="iid", cover_first=False, seed=5)
+    sampler = PrioritySampler(store, 20_000, batch_size=100, scheme="iid", cover_first=False, seed=5)
     drawn = np.bincount(list(sampler), minlength=5)
     law = np.array([1, math.exp(-0.5), math.exp(-2), 1e-9, 1])
     assert p_value(drawn, drawn.sum() * law / law.sum()) > P_FAIL
@@ -661,7 +661,7 @@ def test_odd_removes_once_what_is_high_on_average_over_random_histories(size, hi
     store, rng = ScoreStore(size, OnTheFlyDenoising(after + 1, history, threshold=1.0)), generator(size + after)
     histories = [[] for _ in range(size)]
     removed, errors = None, 0
-    for epoch in range(volume(50)):
+    for epoch in range(50):
         means = [sum(h[-history:]) / len(h[-history:]) if h else -math.inf for h in histories]
         if epoch > after and removed is None:
             if all(mean >= 1 for mean in means):
@@ -777,7 +777,7 @@ def test_odd_says_that_simulate_is_missing_and_takes_its_threshold():
 def test_selfpaced_trains_on_what_is_easy_enough_over_random_histories(size, threshold):
     store, plain, rng = ScoreStore(size, SelfPaced(threshold), epochs=8), [None] * size, generator(size)
     start, end = threshold if isinstance(threshold, tuple) else (threshold, threshold)
-    for step in range(volume(300)):
+    for step in range(300):
         at, origin = rows(rng, size)
         losses = as_float32(rng.choice([0.5, *rng.exponential(size=4)], len(at)))
         store.update(at, losses, origin=origin)

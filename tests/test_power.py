@@ -5,7 +5,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from helpers import generator, volume
+from helpers import generator
 
 from fastprio._kernels import kernel
 from fastprio.policies import power
@@ -47,26 +47,26 @@ def positive(n, rng):
 
 @pytest.mark.parametrize("most", [1, 4, 50])
 def test_error_is_below_1e_12_for_bases_of_every_size(most):
-    rng, n = generator(most), volume(600)
+    rng, n = generator(most), 600
     assert worst_error(positive(n, rng), rng.uniform(-most, most, n) / rng.choice([1, 100], n)) < 1e-12
 
 
 @pytest.mark.parametrize("most", [4, 20])
 def test_error_is_below_1e_12_for_bases_near_one(most):
-    rng, n = generator(100 + most), volume(3000)
+    rng, n = generator(100 + most), 3000
     x = 1 + rng.uniform(-1, 1, n) * 2.0 ** -rng.integers(1, 52, n)
     assert worst_error(x, rng.uniform(-most, most, n)) < 1e-12
 
 
 def test_error_is_below_1e_12_for_losses_and_the_exponents_in_use():
-    rng, n = generator(7), volume(4000)
+    rng, n = generator(7), 4000
     x = 10.0 ** rng.uniform(-12, 6, n)
     exponent = rng.choice([0.4, 0.5, 0.6, 0.7, 1.0, -0.4, -0.6, -1.0, 2.0], n)
     assert worst_error(x, exponent) < 2e-13
 
 
 def test_error_is_below_1e_10_where_the_exponent_is_hundreds():
-    rng, n = generator(8), volume(3000)
+    rng, n = generator(8), 3000
     assert worst_error(2.0 ** rng.uniform(-1.2, 1.2, n), rng.uniform(-900, 900, n)) < 1e-10
 
 
@@ -77,7 +77,7 @@ def test_error_is_below_1e_12_up_to_the_largest_float():
 
 
 def test_to_the_power_of_one_gives_the_base_and_of_minus_one_its_inverse():
-    x = positive(volume(20000), generator(9))
+    x = positive(20000, generator(9))
     x = x[(x >= SMALLEST_NORMAL) & (x < 2.0**1022)]
     one = np.ones(x.size)
     np.testing.assert_allclose(powers(x, one), x, rtol=1e-12, atol=0)
@@ -100,7 +100,7 @@ def test_zero_one_and_the_ends_of_the_range(x, exponent, expected):
 @pytest.mark.parametrize("exponent", [0.6, 1.0, 0.1, 3.0, 40.0, -0.4, -1.0, -40.0])
 def test_is_monotone_over_the_whole_range(exponent):
     # Bases further apart than the error, so that one wrong step is a fault and no rounding.
-    x = np.sort(positive(volume(200_000), generator(11)))
+    x = np.sort(positive(200_000, generator(11)))
     steps = np.diff(np.minimum(powers(x, np.full(x.size, exponent)), LARGEST))
     assert (steps >= 0).all() if exponent > 0 else (steps <= 0).all()
 
@@ -110,7 +110,7 @@ def test_is_monotone_between_neighbouring_float32_losses(exponent):
     # What priorities are made of: 40,000 runs of neighbours, also across powers of two and of their roots.
     rng = generator(12)
     edges = [0x3F800000, 0x3FB504F3, 0x3F3504F3, 0x40000000, 0x00800000, 0x7F000000]
-    starts = np.concatenate([rng.integers(1, 0x7F700000, volume(10_000)), np.array(edges) - 8])
+    starts = np.concatenate([rng.integers(1, 0x7F700000, 10_000), np.array(edges) - 8])
     x = (starts[:, None] + np.arange(16)).astype(np.uint32).view(np.float32).astype(np.float64)
     result = powers(x.ravel(), np.full(x.size, exponent)).reshape(x.shape)
     steps = np.diff(result, axis=1)
@@ -149,7 +149,7 @@ def test_bits_are_those_of_any_other_machine(x, exponent, bits):
 
 
 def test_compiled_and_plain_python_agree_to_the_bit():
-    rng, n = generator(13), volume(5000)
+    rng, n = generator(13), 5000
     x, exponent = positive(n, rng), rng.uniform(-3, 3, n)
     expected = [float(power.py_func(a, b)) for a, b in zip(x.tolist(), exponent.tolist(), strict=True)]
     np.testing.assert_array_equal(powers(x, exponent).view(np.int64), np.array(expected).view(np.int64))
@@ -158,7 +158,7 @@ def test_compiled_and_plain_python_agree_to_the_bit():
 @pytest.mark.parametrize("exponent", [0.0, 0.6, 1.0, -0.4, 30.0])
 def test_bits_do_not_depend_on_where_in_an_array_a_number_stands(exponent):
     # A compiled loop takes several numbers at once, and what is left over at its end one by one.
-    x = positive(volume(400), generator(14))
+    x = positive(400, generator(14))
     alone = np.array([powers(x[j : j + 1], np.full(1, exponent))[0] for j in range(x.size)])
     for n in (*range(1, 40), x.size):
         together = powers(x[:n], np.full(n, exponent))

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 
 from fastprio._random import Rng
 from fastprio.policies import OUT, SCORE, TRAIN, TRAIN_RESCALED, primitives, schedules
@@ -66,7 +66,7 @@ def test_codes_say_who_is_trained_on():
 def test_the_lowest_and_highest_are_those(kind, largest):
     rng = generator(len(kind))
     choose = primitives.highest if largest else primitives.lowest
-    for trial in range(volume(200)):
+    for trial in range(200):
         n = int(rng.integers(1, 30))
         values = values_of(kind, n, rng)
         among = None if trial % 2 else rng.random(n) < 0.6
@@ -88,7 +88,7 @@ def test_of_equal_values_every_choice_is_equally_likely(largest):
     values = np.array([1, 3, 3, 1, 3, 5, 3, 3], f32) * (-1 if largest else 1)
     choose = primitives.highest if largest else primitives.lowest
     among = np.arange(8) != 7
-    found = [tuple(np.flatnonzero(choose(values, 4, rng_of(seed), among))) for seed in range(volume(3000))]
+    found = [tuple(np.flatnonzero(choose(values, 4, rng_of(seed), among))) for seed in range(3000)]
     assert evenly(found, [tuple(sorted((0, 3, *pair))) for pair in itertools.combinations([1, 2, 4, 6], 2)]) > P_FAIL
 
 
@@ -109,7 +109,7 @@ def test_a_ranking_is_a_permutation_in_order(kind, descending):
 @pytest.mark.parametrize("ties", [[-0.0, 0.0, 0.0], [2.5] * 4, [-math.inf] * 3])
 def test_equal_values_are_ranked_in_random_order(ties):
     values = np.array([9.0, *ties, 9.5], f32)
-    found = [tuple(primitives.ranking(values, rng_of(seed)).tolist()) for seed in range(volume(6000))]
+    found = [tuple(primitives.ranking(values, rng_of(seed)).tolist()) for seed in range(6000)]
     orders = itertools.permutations(range(1, len(ties) + 1))
     assert evenly(found, [(len(ties) + 1, 0, *order) for order in orders]) > P_FAIL
 
@@ -130,7 +130,7 @@ def test_shares_below_are_those_by_counting(kind):
 
 def test_every_subset_is_equally_likely():
     among = np.array([True, False, True, True, False, True, True])
-    found = [tuple(np.flatnonzero(primitives.uniformly(2, rng_of(seed), among))) for seed in range(volume(5000))]
+    found = [tuple(np.flatnonzero(primitives.uniformly(2, rng_of(seed), among))) for seed in range(5000)]
     assert evenly(found, list(itertools.combinations([0, 2, 3, 5, 6], 2))) > P_FAIL
 
 
@@ -208,7 +208,7 @@ def test_no_rank_is_past_the_last_where_rounding_would_give_one(n, pressure):
 
 @pytest.mark.parametrize("pressure", [1.0, 2.0, 100.0])
 def test_geometric_ranks_of_random_numbers_follow_their_law(pressure):
-    n, count = 20, volume(50_000)
+    n, count = 20, 50_000
     ranks = primitives.geometric_ranks(rng_of(3).random(count), n, pressure)
     assert p_value(np.bincount(ranks, minlength=n), count * np.array(geometric_law(n, pressure))) > P_FAIL
 
@@ -239,7 +239,7 @@ CONCENTRATED = [0.9, *[0.0125] * 8]
 )
 def test_distinct_draws_follow_the_law_of_successive_sampling(monkeypatch, law, count, rounds):
     monkeypatch.setattr(primitives, "REDRAWS", rounds)
-    rng, n, trials = generator(8), len(law), volume(20_000)
+    rng, n, trials = generator(8), len(law), 20_000
     ends = np.cumsum(law)
     found = Counter()
     for seed in range(trials):
@@ -310,7 +310,7 @@ def test_groups_are_drawn_by_p_and_their_examples_evenly(groups, p):
     left = [share if size else 0.0 for share, size in zip(p, sizes, strict=True)]
     left = left if sum(left) else [float(size) for size in sizes]
     law = [left[k] / sum(left) / sizes[k] for k in groups]
-    count = volume(20_000)
+    count = 20_000
     indices, probabilities = primitives.draw_in_groups(order, begins, np.array(p), count, rng_of(11))
     assert indices.dtype == np.int64
     assert probabilities.tolist() == pytest.approx([law[i] for i in indices.tolist()], rel=1e-12)
@@ -339,7 +339,7 @@ def test_the_smallest_and_largest_random_number_draw_an_example_that_has_a_share
 @pytest.mark.parametrize("share", DECIMALS)
 def test_a_quota_is_exact_over_any_stretch(share):
     rng = generator(12)
-    for begin, count in [*rng.integers(0, 10**6, (volume(300), 2)).tolist(), (0, 0), (0, 1), (99, 1), (0, 100)]:
+    for begin, count in [*rng.integers(0, 10**6, (300, 2)).tolist(), (0, 0), (0, 1), (99, 1), (0, 100)]:
         exact = math.floor(Fraction(share) * (begin + count)) - math.floor(Fraction(share) * begin)
         assert primitives.quota(begin, count, float(share)) == exact
         assert 0 <= exact <= count
@@ -483,7 +483,7 @@ def test_a_permutation_is_the_same_in_pieces(n):
 
 def test_permutations_of_few_are_all_equally_likely_and_follow_each_other():
     found = []
-    for seed in range(volume(3000)):
+    for seed in range(3000):
         rng = Rng(seed, 0, 7, "draw")
         assert (rng.seed, rng.epoch, rng.step) == (seed, 0, 7)
         found.append((*rng.permutation(3, 0, 3).tolist(), *rng.permutation(2, 0, 2).tolist()))

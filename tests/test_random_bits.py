@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ISAS, generator, p_value, using, volume
+from helpers import ISAS, generator, p_value, using
 
 from fastprio import _core
 from fastprio.reference import Permutation, Purpose, ReferenceTree, bounded, philox4x32, shuffle, walk, word, words
@@ -51,7 +51,7 @@ def test_words_equal_the_reference():
     rng = generator(1)
     edges = (0, 1, 2, 2**31, 2**32 - 1, 2**32, 2**33 + 1, 2**63, 2**64 - 1)
     cases = list(itertools.product((0, 7, 2**64 - 1), (0, 2**32 - 1), Purpose, edges, (0, 1, 2**24 - 1)))
-    for _ in range(volume(2000)):
+    for _ in range(2000):
         seed, n = (int(x) for x in rng.integers(0, 2**64, 2, dtype=np.uint64))
         epoch, attempt = int(rng.integers(0, 2**32)), int(rng.integers(0, 2**24))
         cases.append((seed, epoch, Purpose(int(rng.integers(0, 6))), n, attempt))
@@ -112,7 +112,7 @@ def test_modulo_does_not_give_every_result_equally_often():
 
 def test_bounded_integers_equal_the_reference_where_words_are_rejected():
     """Bounds just above 2^63 reject almost half of all words, so later attempts count."""
-    out = np.empty(volume(300), np.uint64)
+    out = np.empty(300, np.uint64)
     for bound in (1, 2, 3, 10, 2**32 - 1, 2**32 + 1, 2**63 - 1, 2**63 + 1, 2**64 - 1, 3 * 2**62):
         for purpose in Purpose:
             _core.integers(bound, 11, 2, core_purpose(purpose), 17, out)
@@ -189,7 +189,7 @@ def pair_counts(order_of, n, keys):
 def test_positions_and_values_of_a_permutation_pair_uniformly(n):
     """Every (position, value) pair is exactly as likely; pairs of positions only nearly so, and not at all below a
     dozen values, where a round of the network has two or four inputs."""
-    keys = volume(60_000)
+    keys = 60_000
     pairs, last = pair_counts(lambda key: core_walk(n, key, 0, Purpose.cover, 0, n)[0], n, keys)
     assert p_value(last, np.full(n, keys / n)) > 1e-6
     if n >= 12:
@@ -197,14 +197,14 @@ def test_positions_and_values_of_a_permutation_pair_uniformly(n):
 
 
 def test_a_mere_rotation_does_not_pair_uniformly():
-    rng, n, keys = generator(3), 12, volume(60_000)
+    rng, n, keys = generator(3), 12, 60_000
     pairs, last = pair_counts(lambda key: np.roll(np.arange(n), rng.integers(0, n)), n, keys)
     assert p_value(last, np.full(n, keys / n)) > 1e-6  # single positions look right
     assert p_value(pairs[~np.eye(n, dtype=bool)], np.full(n * (n - 1), keys / n / (n - 1))) < 1e-6
 
 
 def test_shuffle_gives_all_orders_equally_often():
-    keys = volume(12_000)
+    keys = 12_000
     counts = Counter(tuple(shuffle(key, 0, Purpose.stratum, 0, 4)) for key in range(keys))
     assert p_value(np.array(list(counts.values()) + [0] * (24 - len(counts))), np.full(24, keys / 24)) > 1e-6
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
@@ -58,7 +58,7 @@ def plain_extreme(losses, count, largest):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_extreme_takes_finite_values_first_and_of_equal_ones_the_earlier(largest, dtype):
     rng = generator(7)
-    for _ in range(volume(200)):
+    for _ in range(200):
         n = int(rng.choice([0, 1, 2, 23, 300]))
         values = torch.from_numpy(some_losses(rng, n)).to(dtype)
         for count in {0, 1, n // 2, n, n + 3}:
@@ -81,7 +81,7 @@ def plain_draw(mass, u):
 
 def test_drawn_finds_the_first_whose_running_sum_is_above_the_random_share():
     rng = generator(8)
-    for _ in range(volume(200)):
+    for _ in range(200):
         n = int(rng.choice([1, 2, 23, 300]))
         scores = some_losses(rng, n)
         mass = masses(torch.from_numpy(scores))
@@ -129,7 +129,7 @@ def test_the_weighted_mean_is_exactly_unbiased_over_all_positions(scores):
 
 def test_positions_and_weights_are_their_definition_on_random_pools():
     rng = generator(9)
-    for step in range(volume(200)):
+    for step in range(200):
         n, b = int(rng.choice([1, 2, 23, 96])), int(rng.choice([1, 8, 32]))
         scores = some_losses(rng, n)
         selection = call(VarianceReduction(b), torch.from_numpy(scores), step)
@@ -162,7 +162,7 @@ def test_a_vanishing_score_has_a_finite_weight():
 
 def test_positions_are_drawn_in_proportion_to_the_scores():
     scores, counts, selector = [4.0, 1.0, 0.0, 2.0, 0.5, NAN], np.zeros(6), VarianceReduction(6)
-    for step in range(volume(40_000) // 6):
+    for step in range(40_000 // 6):
         for position in call(selector, scores, step).positions.tolist():
             counts[position] += 1
     assert counts[[2, 5]].tolist() == [0, 0]
@@ -334,7 +334,7 @@ def test_a_saved_average_of_tau_goes_on_as_if_nothing_had_been(stop):
 @pytest.mark.parametrize("count", [None, 1, 10, 400])
 def test_top_loss_takes_the_largest_of_each_pool(count):
     rng = generator(12)
-    for step in range(volume(100)):
+    for step in range(100):
         losses = some_losses(rng, int(rng.choice([1, 2, 23, 320])))
         selection = call(TopLoss(32, count), torch.from_numpy(losses), step)
         assert selection.positions.tolist() == plain_extreme(losses.tolist(), count or 32, True)
@@ -362,7 +362,7 @@ def test_reducible_loss_takes_the_largest_differences_of_each_pool(as_tensor):
     store.column("irreducible")[:] = np.float32(rng.integers(0, 6, 500))
     store.column("irreducible")[:20] = NAN
     kept = store.column("irreducible").tolist()
-    for step in range(volume(100)):
+    for step in range(100):
         losses, at = some_losses(rng, 60), rng.integers(0, 500, 60)
         indices = torch.from_numpy(at) if as_tensor else at
         selection = call(ReducibleLoss(8, 20), torch.from_numpy(losses), step, indices=indices, columns=store.columns)
@@ -416,7 +416,7 @@ def test_the_share_left_out_grows_in_equal_steps_and_stays(tau, over, exponent):
 
 def test_small_loss_keeps_the_smallest_of_each_batch():
     rng = generator(14)
-    for step in range(volume(200)):
+    for step in range(200):
         epoch, n = int(rng.integers(0, 14)), int(rng.choice([1, 2, 23, 128]))
         losses = some_losses(rng, n)
         selection = call(SmallLoss(32, 0.2, exponent=1.0), torch.from_numpy(losses), step, epoch)

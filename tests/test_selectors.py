@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import P_FAIL, generator, p_value, volume
+from helpers import P_FAIL, generator, p_value
 from loader_helpers import Correct
 from scipy.stats import binom, hypergeom
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +26,7 @@ from fastprio.selectors import Selection, SelectiveBackprop, Selector, find, mak
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 5, 7, 10, 13])
 def test_small_integers_are_equally_likely(bound):
-    n = volume(40_000)
+    n = 40_000
     counts = np.bincount(Rng(bound, 2, 3, "observe").integers(bound, n), minlength=bound)
     assert counts.size == bound
     assert p_value(counts, np.full(bound, n / bound)) > P_FAIL
@@ -35,7 +35,7 @@ def test_small_integers_are_equally_likely(bound):
 @pytest.mark.parametrize("bound", [2**63, 3 << 61, 2**62 + 1, 2**53])
 def test_large_integers_are_equally_likely(bound):
     # 3/4 of 2^63: taking a remainder instead of rejecting would hit the lower parts twice as often.
-    n, parts = volume(40_000), 12
+    n, parts = 40_000, 12
     values = Rng(1, 2, 3, "select").integers(bound, n)
     assert 0 <= values.min() <= values.max() < bound
     counts = np.bincount([int(v) * parts // bound for v in values.tolist()], minlength=parts)
@@ -43,7 +43,7 @@ def test_large_integers_are_equally_likely(bound):
 
 
 def test_random_is_a_multiple_of_two_to_the_minus_53_below_one():
-    n = volume(40_000)
+    n = 40_000
     values = Rng(1, 2, 3, "select").random(n)
     assert ((values >= 0) & (values < 1)).all()
     assert (values * 2.0**53 == np.floor(values * 2.0**53)).all()
@@ -83,7 +83,7 @@ def test_choose_gives_different_integers_in_range(n):
 
 @pytest.mark.parametrize(("n", "count"), [(5, 2), (6, 3), (8, 4), (16, 8), (12, 4), (40, 20), (100, 30)])
 def test_choose_takes_from_every_half_what_chance_would(n, count):
-    trials = volume(20_000)
+    trials = 20_000
     chosen = np.array([Rng(seed, 1, 0, "plan").choose(n, count) for seed in range(trials)])
     p = {}
     for name, inside in {"first half": np.arange(n) < n // 2, "even": np.arange(n) % 2 == 0,
@@ -147,7 +147,7 @@ def test_every_example_is_accepted_as_often_as_its_chance_says(beta):
     earlier, losses = torch.tensor([0.5, 1.5, 2.5, 2.5]), torch.tensor([2.0, 0.1, 2.5, 2.0, 9.0])
     plain = PlainSelective(beta, 1024)
     plain.chances(earlier.tolist())
-    chances, times, trials = plain.chances(losses.tolist()), np.zeros(5), volume(4000)
+    chances, times, trials = plain.chances(losses.tolist()), np.zeros(5), 4000
     for seed in range(trials):
         selector = SelectiveBackprop(8, beta, accept_all_epochs=0)
         selector.state["losses"] = earlier

@@ -5,7 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import volume
 
 from fastprio import _core
 
@@ -41,7 +40,7 @@ def test_a_cut_ends_it_and_counts_what_was_taken(taken):
 
 
 def test_a_cut_counts_exactly_what_another_thread_has_taken():
-    for _ in range(volume(300)):
+    for _ in range(300):
         singles, got = _core.Singles(np.arange(3000)), []
 
         def take(singles=singles, got=got):

@@ -8,11 +8,11 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import P_FAIL, filled, generator, masses_by_definition, p_value, shapes, volume
+from helpers import P_FAIL, filled, generator, masses_by_definition, p_value, shapes
 
 from fastprio.reference import stratum_target
 
-DRAWS = volume(10_000_000)
+DRAWS = 10_000_000
 
 
 def masses(tree):
@@ -164,7 +164,7 @@ def fewest_classes(batches, ranks):
 
 @pytest.mark.parametrize("scheme", ["stratified", "systematic"])
 def test_batches_and_slices_of_a_class_sorted_data_set_hold_many_classes(scheme):
-    group, batches = 64, volume(500)
+    group, batches = 64, 500
     tree = filled(np.ones(1000))
     drawn = tree.sample(batches * group, seed=12, scheme=scheme, group=group)[0].reshape(batches, group)
     assert fewest_classes(drawn, 1) == 10
@@ -209,14 +209,14 @@ WEIGHTS = [(1, 1, 1, 1), (1, 2, 3, 4, 5), (0, 3, 1, 0, 2), (1000, 1, 2, 3), (100
 def test_unique_is_successive_sampling(weights, length):
     """The last two weights leave so little beside the first that eight redraws fail and the exact path decides."""
     tree = filled(weights, scale=0)
-    drawn = tree.sample(volume(150_000) * length, seed=13, scheme="unique", group=length)[0].reshape(-1, length)
+    drawn = tree.sample(150_000 * length, seed=13, scheme="unique", group=length)[0].reshape(-1, length)
     assert outcomes_p(drawn, weights) > P_FAIL
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_epoch_is_successive_sampling(weights):
     tree = filled(weights, scale=0)
-    drawn = np.array([tree.sample(3, seed=14, epoch=e, scheme="epoch")[0] for e in range(volume(40_000))])
+    drawn = np.array([tree.sample(3, seed=14, epoch=e, scheme="epoch")[0] for e in range(40_000)])
     assert outcomes_p(drawn, weights) > P_FAIL
 
 

@@ -7,7 +7,6 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from helpers import volume
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -213,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=volume(200),
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

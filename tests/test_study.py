@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import generator, volume
+from helpers import generator
 
 from fastprio.study import training, watch
 from fastprio.study.corruptions import corrupt
@@ -253,7 +253,7 @@ def test_every_image_is_a_shifted_and_mirrored_original_and_nothing_else(shift, 
     ]
     examples = Examples(Split(images, torch.arange(6)), black, shift, flip, 3, Watch())
     met = set()
-    for epoch in range(volume(60)):
+    for epoch in range(60):
         examples.begin(epoch)
         at = rng.integers(0, 6, 8).tolist()
         indices, batch, labels = examples.__getitems__(at)
@@ -535,7 +535,7 @@ class Slowed(Split):
 
 def test_a_watch_gives_every_moment_to_the_innermost_name(monkeypatch):
     ticks, rng = Ticks(monkeypatch), generator(6)
-    for _ in range(volume(50)):
+    for _ in range(50):
         clock, expected = Watch(), {}
 
         def spend(name, depth, clock=clock, expected=expected):
@@ -588,7 +588,7 @@ def plain_auroc(altered, score):
 
 def test_detection_is_its_definition():
     rng, met = generator(7), set()
-    for _ in range(volume(200)):
+    for _ in range(200):
         n = int(rng.integers(1, 30))
         altered, aside = rng.random(n) < rng.choice([0, 0.5, 1]), rng.random(n) < rng.choice([0, 0.4, 1])
         score = rng.integers(0, 6, n).astype(np.float32)

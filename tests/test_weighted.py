@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import p_value, volume
+from helpers import p_value
 from loader_helpers import build, counts, flat, run
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -22,7 +22,7 @@ SCHEMES = [{}, {"batch_size": 16}, {"batch_size": 16, "scheme": "systematic"}, {
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda w: torch.tensor(w, dtype=torch.float64)])
 def test_weights_are_the_law_whatever_they_come_as(kind, options):
     """The same law as torch's own draws follow; a weight of zero is never drawn."""
-    n = volume(60_000)
+    n = 60_000
     ours = counts(list(PrioritySampler(weights=kind(WEIGHTS), num_samples=n, **options)), 8)
     torch.manual_seed(1)
     theirs = counts(list(WeightedRandomSampler(WEIGHTS, n)), 8)
@@ -34,7 +34,7 @@ def test_weights_are_the_law_whatever_they_come_as(kind, options):
 
 
 def test_successive_draws_are_independent():
-    drawn = np.array(list(PrioritySampler(weights=WEIGHTS, num_samples=volume(80_000), seed=4)))
+    drawn = np.array(list(PrioritySampler(weights=WEIGHTS, num_samples=80_000, seed=4)))
     pairs = counts(drawn[0::2] * 8 + drawn[1::2], 64)
     assert p_value(pairs, len(drawn) / 2 * np.outer(LAW, LAW)) > 1e-6
 
@@ -51,11 +51,11 @@ def test_without_replacement_the_law_is_torchs():
     np.testing.assert_allclose(sum(law), 1)
     place = {triple: k for k, triple in enumerate(triples)}
     ours = PrioritySampler(weights=weights, num_samples=3, replacement=False)
-    n = volume(30_000)
+    n = 30_000
     assert p_value(counts([place[tuple(ours)] for _ in range(n)], 60), n * np.array(law)) > 1e-6
     torch.manual_seed(0)
     theirs = WeightedRandomSampler(weights, 3, replacement=False)
-    n = volume(8_000)
+    n = 8_000
     assert p_value(counts([place[tuple(theirs)] for _ in range(n)], 60), n * np.array(law)) > 1e-6
 
 
@@ -152,7 +152,7 @@ def test_weights_changed_in_the_middle_count_from_the_next_draw(size):
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_above_2_to_the_24_the_upper_half_is_drawn_as_often_as_it_should(kind):
     """torch.multinomial refuses this many; a float32 running sum stops growing here."""
-    n, draws = 2**24 + 1, volume(200_000)
+    n, draws = 2**24 + 1, 200_000
     weights = np.ones(n, kind)
     drawn = np.array(list(PrioritySampler(weights=weights, num_samples=draws)))
     assert p_value(np.bincount(drawn * 16 // n, minlength=16), np.full(16, draws / 16)) > 1e-6

@@ -25,8 +25,7 @@ def _flat(ring: Float32, counts: Uint8, smooth: int, threshold: float, flat: Any
         flat[i] = False
         if counts[i] < width:
             continue
-        place = np.int64(counts[i]) - 1  # of the last loss
-        place -= width if place >= width else 0
+        place = (np.int64(counts[i]) - 1) % width  # of the last loss
         later, last, total = 0.0, 0.0, 0.0
         for k in range(smooth + 2):  # back from the last loss
             loss = np.float64(ring[i, place])

@@ -84,8 +84,12 @@ class LateStopping(Policy):
 
     def _streak_needed(self) -> int:
         """k of the round under way; 0 after the last."""
-        ks = [k for k, number in self.rounds for _ in range(number)]
-        return ks[self.state["round"]] if self.state["round"] < len(ks) else 0
+        end = 0
+        for k, number in self.rounds:
+            end += number
+            if self.state["round"] < end:
+                return k
+        return 0
 
     def observe(self, columns: Columns, indices: Int64, obs: Observation, clock: Clock, rng: Rng) -> Float32 | None:
         """Counts evaluations that were right in a row."""

@@ -29,6 +29,8 @@ def _certainty(indices: Int64, ring: Any, counts: Uint8, classes: int, ln: Float
         i = indices[j]
         if counts[i] < width:
             continue  # zero: the most uncertain
+        if np.any(ring[i] >= classes):
+            continue  # not as observed: a file may hold anything
         for k in range(width):
             found[ring[i, k]] += 1
         logs = 0.0

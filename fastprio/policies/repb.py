@@ -51,8 +51,8 @@ def _decide_chain(
     kept: Uint8, losses: Float32, links: Any, waiting: Uint8, chain: Int64, total: Float64, ratio: float, u: Float64
 ) -> None:
     i, mean = chain[HEAD], total[0] / chain[ROWS]
-    for k in range(chain[LENGTH]):
-        if i >= losses.size:  # the store has shrunk: the rest of the chain is lost, and stays as it is
+    for k in range(u.size):
+        if not 0 <= i < losses.size:  # the store has shrunk: the rest of the chain is lost, and stays as it is
             break
         put_bit(kept, i, losses[i] >= mean or u[k] >= ratio)
         put_bit(waiting, i, False)
@@ -116,7 +116,7 @@ class RePB(Policy):
 
     def _close(self, columns: Columns, rng: Rng) -> None:
         chain, total = self.state["chain"], self.state["total"]
-        u = rng.random(int(chain[LENGTH]))
+        u = rng.random(min(max(int(chain[LENGTH]), 0), len(columns["loss"])))
         losses, links, waiting = columns["loss"], columns["link"], columns["waiting"]
         _decide_chain(columns["kept"], losses, links, waiting, chain, total, self.ratio, u)
 

@@ -14,19 +14,20 @@ EFFECTS = {
     "flow": (
         "FLOW",
         "fine-tuned on new classes, accuracy on the old ones is [FLOW|old classes, %] %; [plain|old classes, %] "
-        "without, [plain, smaller steps|old classes, %] with steps as small; on the new [FLOW|new classes, %], "
-        "[plain|new classes, %], [plain, smaller steps|new classes, %]",
+        "without, [plain, slower|old classes, %] with a smaller learning rate; on the new [FLOW|new classes, %], "
+        "[plain|new classes, %], [plain, slower|new classes, %]",
     ),
     "instance_early_stopping": (
         "Instance-dependent Early Stopping",
         "[IES|backprops] backprops, [everything|backprops] without, at [IES|test accuracy, %] % accuracy, "
-        "[everything|test accuracy, %] without; seconds [IES|seconds], [everything|seconds] without",
+        "[everything|test accuracy, %] without, [everything, fewer epochs|test accuracy, %] with as few in fewer "
+        "epochs; seconds [IES|seconds], [everything|seconds], [everything, fewer epochs|seconds]",
     ),
     "late_stopping": (
         "Late Stopping",
         "finds [Late Stopping|wrong that are removed, %] % of random labels (precision "
         "[Late Stopping|removed that are wrong, %]); accuracy without them [Late Stopping|test accuracy, %] %, "
-        "with them [everything|test accuracy, %]",
+        "with them [everything|test accuracy, %], or [everything, half as long|test accuracy, %] in half the epochs",
     ),
     "second_split_forgetting": (
         "Second-Split Forgetting Time",
@@ -42,8 +43,9 @@ EFFECTS = {
     ),
     "on_the_fly_denoising": (
         "On-the-fly Data Denoising",
-        "with 40 % random labels [ODD|test accuracy, %] % accuracy, [everything|test accuracy, %] without; "
-        "[ODD|removed that are wrong, %] % of what it removes is wrong",
+        "with 40 % random labels [ODD|test accuracy, %] % accuracy; [everything|test accuracy, %] without, "
+        "[everything, stopped early|test accuracy, %] stopped early; [ODD|removed that are wrong, %] % of what it "
+        "removes is wrong",
     ),
     "task_robust": (
         "Task-robust pre-training, GroupDRO",
@@ -52,14 +54,15 @@ EFFECTS = {
     ),
     "class_incremental": (
         "Class-incremental replay, data-free",
-        "accuracy on the old classes [the same, weights alike|old classes, %] % with inverted images, "
-        "[exemplars|old classes, %] with ten kept ones a class, [nothing|old classes, %] with none",
+        "accuracy on the old classes [the same, weights alike|old classes, %] % with forty inverted images a class, "
+        "[exemplars|old classes, %] with forty kept ones, [nothing|old classes, %] with none; on the new "
+        "[the same, weights alike|new classes, %], [exemplars|new classes, %], [nothing|new classes, %]",
     ),
     "penalizing_change": (
         "Tuning while penalizing change",
         "where a bias misled, [stopped, l1|others with the corner, %] % right, [biased|others with the corner, %] "
-        "before; elsewhere [stopped, l1|no corner, %], [biased|no corner, %] before, [tuned|no corner, %] without the "
-        "penalty",
+        "before; elsewhere [stopped, l1|no corner, %], [biased|no corner, %] before, [tuned, stopped|no corner, %] "
+        "without the penalty",
     ),
 }
 

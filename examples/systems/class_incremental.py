@@ -1,13 +1,13 @@
 """Class-incremental learning with replay: old classes kept in mind by kept images, or by images drawn from the network.
 
 A network learns five classes of Fashion-MNIST. Then its head learns the five others, without the images of the first:
-with nothing to replay, with a few exemplars of each class, or with images inverted from the network, of which half of
-every batch is. Inverted images are optimised to be of their class; held consistent, also to have that class's features:
-a Gaussian of these (a mean each class, one covariance) is kept, and that of the images is drawn to it. Last, the norms
-of the classes' weights are held alike too.
+with nothing to replay, with forty exemplars of each class, or with forty images of each class that are inverted from
+the network; half of every batch is of these. Inverted images are optimised to be of their class; held consistent, also
+to have that class's features: a Gaussian of these (a mean each class, one covariance) is kept, and that of the images
+is drawn to it. Last, the norms of the classes' weights are held alike too.
 
 Only the head learns here. Where all layers do, the first ones tell inverted images from real ones, and of the old
-classes 20 to 25 % remain with any of the inverted images, 48 % with exemplars (one seed, on held-out images).
+classes a quarter remains with any of the inverted images, two thirds with exemplars (one seed, on held-out images).
 
 Source: Wang et al., "Enhancing Consistency and Mitigating Bias: A Data Replay Approach for Incremental Learning",
 arXiv 2401.06548, whose losses are followed in form, not in detail.
@@ -22,13 +22,12 @@ from torch.nn import functional as F
 
 from fastprio.policies import ReplayMixture
 from fastprio.study.data import Split
-from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, main
 
 WAYS = ("nothing", "exemplars", "inverted", "inverted, consistent", "the same, weights alike")
 OLD, NEW, ALL = "old classes, %", "new classes, %", "all classes, %"
 CLASSES = 5  # of each task
-EXEMPLARS, INVERTED = 10, 40  # of each class
+REPLAYED = 40  # of each class
 
 
 def train(model, parameters, loader, epochs, classes, penalty=0.0):
@@ -61,7 +60,7 @@ def divergence(these, kept):
 def invert(model, kept, like, consistent):
     """Images of the old classes, of the size of ``like``, from the network and the Gaussian of its features alone."""
     *layers, head = model.layers
-    labels = torch.arange(CLASSES).repeat(INVERTED)
+    labels = torch.arange(CLASSES).repeat(REPLAYED)
     images = torch.randn(len(labels), *like.shape[1:]).requires_grad_()
     optimizer = torch.optim.Adam([images], 0.1)
     for _ in range(100):
@@ -83,9 +82,9 @@ def pretrained(trial):
     """The network that knows the old classes, what there is to replay, and the data."""
     data = trial.data(10_000)
     old = data.train[data.train.labels < CLASSES]
-    model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
+    model = trial.model(data)
     train(model, model.parameters(), trial.loader(old), trial.of(6, 15), CLASSES)
-    exemplars = torch.cat([(old.labels == k).nonzero()[:EXEMPLARS, 0] for k in range(CLASSES)])
+    exemplars = torch.cat([(old.labels == k).nonzero()[:REPLAYED, 0] for k in range(CLASSES)])
     frozen = copy.deepcopy(model).requires_grad_(False)
     kept = gaussian(frozen.layers[:-1](old.images), old.labels)
     inverted = [invert(frozen, kept, data.train.images, consistent) for consistent in (False, True)]

@@ -2,8 +2,9 @@
 
 A network learns five classes of Fashion-MNIST. A new head learns the other five on its frozen features; then
 everything is fine-tuned on them, and the old head is tried again on the old classes. With FLOW an example weighs
-exp(-its loss before fine-tuning / the median of these losses). As that makes steps smaller, plain fine-tuning with the
-learning rate times the mean weight is tried as well: what it keeps is not FLOW's doing.
+exp(-its loss before fine-tuning / the median of these losses). That also learns less of the new classes: so plain
+fine-tuning is tried with a learning rate, chosen on held-out images, with which it learns them no better. It forgets as
+little: at this size, of what FLOW keeps, nothing comes from which examples it weighs most.
 
 Source: Sanyal et al., "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting", ICML 2025 (arXiv 2502.02797).
 """
@@ -16,10 +17,9 @@ import torch
 from torch import nn
 
 from fastprio.policies import FLOW
-from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, losses_of, main
 
-WAYS = ("new head only", "plain", "plain, smaller steps", "FLOW")
+WAYS = ("new head only", "plain", "plain, slower", "FLOW")
 KEPT, LEARNT = "old classes, %", "new classes, %"
 
 
@@ -44,7 +44,7 @@ def half(split, first):
 def pretrained(trial):
     """Features with the old head, the same features with a head for the new classes, and the data."""
     data = trial.data(12_000)
-    *layers, last = SmallCNN(data.train.images.shape[-1], 10, width=8).layers
+    *layers, last = trial.model(data).layers
     features = nn.Sequential(*layers)
     old, new = (nn.Sequential(features, nn.Linear(last.in_features, 5)) for _ in range(2))
     train(old, old.parameters(), trial.loader(half(data.train, True)), 0.05, trial.of(6, 15))
@@ -55,15 +55,11 @@ def pretrained(trial):
 def run(way, trial):
     old, new, data = pretrained(trial)
     model, split = copy.deepcopy(new), half(data.train, False)
-    loader, lr = trial.loader(split, FLOW() if way == "FLOW" else "uniform"), 0.05
+    loader = trial.loader(split, FLOW() if way == "FLOW" else "uniform")
     if way == "FLOW":
         loader.score(new, losses_of, origin="reference")
-    if way == "plain, smaller steps":
-        with torch.no_grad():
-            reference = losses_of(new, (split.images, split.labels))
-        lr *= float(torch.exp(-reference / reference.median()).mean())
     if way != "new head only":
-        train(model, model.parameters(), loader, lr, trial.of(4, 10))
+        train(model, model.parameters(), loader, 0.003 if way == "plain, slower" else 0.05, trial.of(4, 10))
     then = nn.Sequential(model[0], old[1])  # the old head on the features as they are now
     return {KEPT: accuracy(then, half(data.test, True)), LEARNT: accuracy(model, half(data.test, False))}
 

@@ -15,7 +15,6 @@ import torch
 
 from fastprio.policies import MultiplicativeReweighting
 from fastprio.study.corruptions import corrupt
-from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, losses_of, main
 
 WAYS = ("equal weights", "equal weights, a third as long", "reweighted")
@@ -26,7 +25,7 @@ def run(way, trial):
     data, epochs = trial.data(6_000), trial.of(12, 30)
     epochs //= 3 if way == WAYS[1] else 1
     made = corrupt(data.train, data.classes, "labels", 0.4, trial.seed)
-    model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
+    model = trial.model(data)
     loader = trial.loader(made.split, MultiplicativeReweighting(eta=0.1) if way == "reweighted" else "uniform")
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     for _ in range(epochs):

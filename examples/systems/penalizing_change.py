@@ -2,8 +2,9 @@
 
 A network learns Fashion-MNIST where every shirt, and nothing else, has a bright corner: it takes the corner for a
 shirt. Twenty images of other classes with that corner are to correct it: a change of its weights, zero at first, is
-trained on them, under a penalty on the change's l2 or l1 norm, and no longer than until all are predicted right, as the
+trained on them, under a penalty on the change's squared l2 or its l1 norm, and no longer than until all are predicted right, as the
 store's correct bits tell. What is left of the bias shows on other such images, what is lost on images without corners.
+Stopping then saves steps; what keeps the rest is the penalty, which also leaves more of the bias.
 
 Source: Penzel et al., "Reducing Bias in Pre-trained Models by Tuning while Penalizing Change", VISAPP 2024 (arXiv
 2404.12292).
@@ -19,11 +20,10 @@ from torch.func import functional_call
 from fastprio.policies import ForgettingEvents
 from fastprio.policies.primitives import unpacked
 from fastprio.study.data import Split
-from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, losses_and_correct, losses_of, main
 
 WAYS = ("biased", "tuned", "tuned, stopped", "stopped, l2", "stopped, l1")
-BIASED, PLAIN = "others with the corner, %", "no corner, %"
+BIASED, PLAIN, TAKEN = "others with the corner, %", "no corner, %", "steps"
 SHIRT, HANDFUL, STEPS = 6, 20, 100
 PENALTIES = {
     "stopped, l2": lambda change: 2 * change.square().sum(),
@@ -46,7 +46,7 @@ def biased(trial):
     handful, others = cornered(others[torch.arange(HANDFUL)]), others[torch.arange(HANDFUL, len(others))]
     train = Split(torch.cat([others.images, shirts.images]), torch.cat([others.labels, shirts.labels]))
     loader = trial.loader(train)
-    model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
+    model = trial.model(data)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     for _ in range(trial.of(10, 30)):
         for batch in loader:
@@ -63,7 +63,7 @@ def run(way, trial):
     change = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in weights.items()}
     loader = trial.loader(handful, ForgettingEvents(after=STEPS, keep=1), batch_size=HANDFUL)
     optimizer = torch.optim.Adam(change.values(), 0.001)
-    penalty = PENALTIES.get(way)
+    penalty, steps = PENALTIES.get(way), 0
 
     def changed(images):
         return functional_call(model, {name: weights[name] + change[name] for name in weights}, (images,))
@@ -77,13 +77,15 @@ def run(way, trial):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            steps += 1
         if way != "tuned" and all_right(loader.store):
             break
     model = copy.deepcopy(model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight += change[name]
-    return {BIASED: accuracy(model, cornered(data.test[data.test.labels != SHIRT])), PLAIN: accuracy(model, data.test)}
+    misled = cornered(data.test[data.test.labels != SHIRT])
+    return {BIASED: accuracy(model, misled), PLAIN: accuracy(model, data.test), TAKEN: steps}
 
 
 def all_right(store):

@@ -3,10 +3,11 @@
 The tasks are to classify Fashion-MNIST's images as they are, and turned by 90, 180 and 270 degrees; of the last ones
 there are few images. Trained on the average, a network serves the large tasks. GroupDRO draws a task in proportion to
 exp(its loss / temperature), and then one of its images. With an endless temperature all tasks are drawn alike, which
-does as much here: what holds the small tasks back is that their few images are soon learnt by heart.
+does as much here.
 
 Source: Wang et al., "Task-Robust Pre-Training for Worst-Case Downstream Adaptation", NeurIPS 2023 (arXiv 2306.12070),
-whose tasks are other ones; GroupDRO is of Sagawa et al., ICLR 2020 (arXiv 1911.08731).
+whose tasks are other ones and whose algorithm `fastprio.policies.GroupDRO` follows in form; GroupDRO is of Sagawa et
+al., ICLR 2020 (arXiv 1911.08731).
 """
 
 import sys
@@ -16,7 +17,6 @@ import torch
 
 from fastprio.policies import GroupDRO
 from fastprio.study.data import Split
-from fastprio.study.models import SmallCNN
 from fastprio.study.trial import accuracy, losses_of, main
 
 WAYS = ("average", "tasks alike", "GroupDRO")
@@ -43,7 +43,7 @@ def run(way, trial):
     temperature = {"tasks alike": 1e6, "GroupDRO": 0.5}.get(way)
     policy = GroupDRO(task, len(SHARES), temperature=temperature, ema=0.9) if temperature else "uniform"
     loader = trial.loader(train, policy)
-    model = SmallCNN(data.train.images.shape[-1], data.classes, width=8)
+    model = trial.model(data)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     for _ in range(trial.of(12, 30)):
         for batch in loader:

@@ -27,7 +27,7 @@ from fastprio.loader import PriorityLoader
 from fastprio.study.data import Batches, Data, Split, identity
 from fastprio.study.examples import whole
 from fastprio.study.files import StudyError
-from fastprio.study.models import evaluate
+from fastprio.study.models import SmallCNN, evaluate
 
 HELD_OUT = 5000
 """Training images that settings are chosen on; of a set that is too small, a fifth of it."""
@@ -38,21 +38,33 @@ class Trial:
     """One try of one way.
 
     seed: of everything that chance decides. quick: the smaller form, on digits, that takes seconds. held_out: measure
-    on training images that are not trained on, not on the test set. source: of the images, as ``data.load`` takes it.
+    on training images that are not trained on, not on the test set. source: of the images, ten classes of squares, as
+    ``data.load`` takes it.
     """
 
     seed: int
     quick: bool = False
     held_out: bool = False
-    source: str | None = None
+    source: str = "fashion-mnist"
+
+    def whole(self) -> Data:
+        """All images there are. Raises StudyError if there are none, or if an example cannot be of them."""
+        data = whole("digits" if self.quick else self.source)
+        height, width = data.train.images.shape[2:]
+        if data.classes != 10 or height != width or height % 4:
+            raise StudyError(
+                f"{data.name}: {data.classes} classes of {height} x {width} pixels; "
+                "the examples are for ten classes of squares whose side is a multiple of 4"
+            )
+        return data
 
     def data(self, examples: int) -> Data:
         """So many training images (all, if there are fewer), chosen by the seed; torch's random numbers begin anew.
 
-        Raises StudyError as ``data.load`` does.
+        Raises StudyError as ``whole`` does.
         """
         torch.manual_seed(self.seed)
-        data = whole("digits" if self.quick else self.source)
+        data = self.whole()
         order = torch.from_numpy(np.random.default_rng([self.seed, 0]).permutation(len(data.train)))
         test = data.test
         if self.held_out:
@@ -64,6 +76,11 @@ class Trial:
         """Whole batches (images, labels), 64 examples each (32 in the quick form) unless said, drawn by the seed."""
         size = batch_size or self.of(64, 32)
         return PriorityLoader(Batches(split), size, policy=policy, seed=self.seed, collate_fn=identity)
+
+    def model(self, data: Data) -> SmallCNN:
+        """A small network for the data's images, with weights by torch's random numbers."""
+        _, channels, size, _ = data.train.images.shape
+        return SmallCNN(size, data.classes, width=8, channels=channels)
 
     def of(self, full: Any, quick: Any) -> Any:
         """The setting that goes with the size of the trial."""
@@ -141,7 +158,9 @@ def main(name: str, about: str, ways: Sequence[str], run: Run, argv: Sequence[st
         action="store_true",
         help="measure on training images that are not trained on: for choosing settings, with seeds of their own",
     )
-    parser.add_argument("--data", metavar="SOURCE", help="other images, as `fastprio demo` takes them")
+    parser.add_argument(
+        "--data", metavar="SOURCE", default="fashion-mnist", help="ten classes of images, as `fastprio demo` takes them"
+    )
     parser.add_argument("--out", metavar="DIR", default="fastprio-examples", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -149,18 +168,21 @@ def main(name: str, about: str, ways: Sequence[str], run: Run, argv: Sequence[st
             raise StudyError(
                 f"--seeds {args.seeds} --first-seed {args.first_seed}: expected one at least, and 0 or above"
             )
-        if args.quick and args.data:
+        if args.quick and args.data != "fashion-mnist":
             raise StudyError(f"--quick --data {args.data}: the smaller form is on digits; leave one of them out")
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         began = time.perf_counter()
-        results = compare(ways, run, [Trial(seed, args.quick, args.held_out, args.data) for seed in seeds])
+        trials = [Trial(seed, args.quick, args.held_out, args.data) for seed in seeds]
+        data = trials[0].whole()
+        results = compare(ways, run, trials)
         seconds = time.perf_counter() - began
         stamped = stamp(" ".join(["fastprio examples", name, *argv]))
         record = {
             **stamped,
             "about": about.partition("\n")[0],
+            "data": data.name,
             "seeds": list(seeds),
             "seconds": seconds,
             "results": results,
@@ -171,7 +193,7 @@ def main(name: str, about: str, ways: Sequence[str], run: Run, argv: Sequence[st
         print(f"fastprio examples {name}: {error}", file=sys.stderr)
         return 2
     Console().print(table(results))
-    print(f"{len(seeds)} seeds, {seconds:.0f} s; {out / name}.json and .png have every seed")
+    print(f"{data.name}, {len(seeds)} seeds, {seconds:.0f} s; {out / name}.json and .png have every seed")
     return 0
 
 

@@ -5,8 +5,8 @@ Just before it falls, the losses that random labels would have are drawn from th
 own losses are above their percentile are removed; no clean data and no second network are needed. Without removal,
 training on after the fall learns wrong labels by heart: so a network that stops one epoch after it is tried as well.
 
-Source: Song et al., "Robust and On-the-fly Dataset Denoising for Image Classification", ECCV 2020 (arXiv 2003.10647), in
-the form that `fastprio.policies.OnTheFlyDenoising` describes.
+Source: Song et al., "Robust and On-the-fly Dataset Denoising for Image Classification", ECCV 2020 (arXiv 2003.10647),
+in the form that `fastprio.policies.OnTheFlyDenoising` describes.
 """
 
 import sys

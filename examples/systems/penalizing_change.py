@@ -2,9 +2,9 @@
 
 A network learns Fashion-MNIST where every shirt, and nothing else, has a bright corner: it takes the corner for a
 shirt. Twenty images of other classes with that corner are to correct it: a change of its weights, zero at first, is
-trained on them, under a penalty on the change's squared l2 or its l1 norm, and no longer than until all are predicted right, as the
-store's correct bits tell. What is left of the bias shows on other such images, what is lost on images without corners.
-Stopping then saves steps; what keeps the rest is the penalty, which also leaves more of the bias.
+trained on them, under a penalty on the change's squared l2 or its l1 norm, and no longer than until all are predicted
+right, as the store's correct bits tell. What is left of the bias shows on other such images, what is lost on images
+without corners. Stopping saves steps; what keeps the rest is the penalty, which also leaves more of the bias.
 
 Source: Penzel et al., "Reducing Bias in Pre-trained Models by Tuning while Penalizing Change", VISAPP 2024 (arXiv
 2404.12292).

@@ -3,12 +3,9 @@
 import hashlib
 import io
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -450,46 +447,3 @@ def test_stats_are_what_they_are_called(size, kind):
     if kind == "alike":
         assert stats["tau"] == pytest.approx(1)
         assert stats["effective_sample_size"] == pytest.approx(size)
-
-
-# fork.
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("lock", ["store", "tree"])
-def test_a_child_can_use_the_store_though_a_thread_of_its_parent_held_the_lock(lock):
-    store = lived_in()
-    held, release = threading.Event(), threading.Event()
-
-    def hold():
-        with store.lock if lock == "store" else store.tree._lock:
-            held.set()
-            release.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            store.update([1, 2], [3.0, 4.0])
-            store.tree.sample(5, seed=1)
-            store.stats()
-            status = 0
-        finally:
-            os._exit(status)
-    release.set()
-    thread.join()
-    status = None
-    for _ in range(600):  # a child that hangs is ended, and fails the test
-        done, code = os.waitpid(child, os.WNOHANG)
-        if done:
-            status = os.waitstatus_to_exitcode(code)
-            break
-        time.sleep(0.05)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert status == 0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds and runs the C++ tests: run.sh [sanitizers], for example run.sh address,undefined
 # For another machine: CXX=aarch64-linux-gnu-g++ EMULATOR=qemu-aarch64 run.sh
-# run.sh thread runs only the test that starts threads.
+# run.sh thread runs only the tests that start threads.
 set -eu
 cd "$(dirname "$0")"
 build=$(mktemp -d)
@@ -15,7 +15,7 @@ if [ -n "${EMULATOR:-}" ]; then
   flags="$flags -static"  # the emulator has no libraries of that machine
 fi
 if [ "${1:-}" = thread ]; then
-  tests=threads.cpp
+  tests="threads.cpp race.cpp"
 fi
 for part in sum_tree schemes kernels threads; do
   # shellcheck disable=SC2086  # the flags are words

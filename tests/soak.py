@@ -1,7 +1,8 @@
 """A month in minutes: one run that is killed, saved, resumed and given other numbers of ranks, all at random.
 
 ``python tests/soak.py --minutes 20 --examples 10000000 --out FILE``. The run is cut into lives, each of one rank or of
-two, which begin with the last checkpoint and end when one rank is killed, all are, or all are told to stop. What must hold:
+two, which begin with the last checkpoint and end when one rank is killed, all are, or all are told to stop.
+What must hold:
 
 * Every batch of every life is the one that the life before drew there: the same run, to the bit.
 * A rank whose partner is killed raises; none hangs.
@@ -173,7 +174,7 @@ def drawn(kept, size, batch):
 
 
 def soak(minutes, size, batch, seed=0, say=print):
-    """Lives until the time is over. Returns what happened, name -> how often; AssertionError if a promise was broken."""
+    """Lives until the time is over: what happened, name -> how often. AssertionError if a promise was broken."""
     rng, trail, events = random.Random(seed), {}, collections.Counter()
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:

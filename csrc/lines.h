@@ -50,7 +50,7 @@ class Lines {
 
   // The memory of [begin, end), whole huge pages of a large array, goes back to the system; what was there is lost.
   void forget(size_t begin, size_t end) {
-    if (mapped_) madvise(data_ + begin, (end - begin) * sizeof(T), MADV_DONTNEED);
+    madvise(data_ + begin, (end - begin) * sizeof(T), MADV_DONTNEED);
   }
 
   T* data() { return data_; }

@@ -139,7 +139,7 @@ Status SumTree::update(const int64_t* indices, const float* priorities, size_t c
     max_bits = std::max(max_bits, bits);
   }
   if (!good)
-    for (size_t j = 0; j < count; ++j) {
+    for (size_t j = 0;; ++j) {
       if (uint64_t(indices[j]) >= size_) return {Status::kIndexOutOfRange, j};
       if (priority_bits(priorities[j]) >= kInfinityBits) return {Status::kBadPriority, j};
     }

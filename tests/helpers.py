@@ -192,6 +192,8 @@ def chi_square(observed: Array, expected: Array) -> tuple[float, int]:
     if observed[expected == 0].any():
         return float("inf"), 1
     small = expected < 8
+    if 0 < expected[small].sum() < 8 and not small.all():
+        small[np.flatnonzero(~small)[expected[~small].argmin()]] = True  # together they are no longer few
     if small.any():
         observed = np.append(observed[~small], observed[small].sum())
         expected = np.append(expected[~small], expected[small].sum())

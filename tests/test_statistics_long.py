@@ -105,8 +105,11 @@ def of_strata(scheme, name, seed):
     tree = filled(shape(name, N // 5))
     drawn = tree.sample(DRAWS // GROUP * GROUP, seed=seed, scheme=scheme, group=GROUP)[0]
     columns, laws = by_stratum(drawn, GROUP), stratum_laws(tree, GROUP)
-    counts = [np.bincount(column, minlength=laws.shape[1]) for column in columns.T]
-    return {"strata": [p_value(c, law * len(columns)) for c, law in zip(counts, laws, strict=True) if law.max() < 1]}
+    return {  # each on its own, as those of a systematic group are drawn by one number
+        f"stratum {k}": [p_value(np.bincount(columns[:, k], minlength=law.size), law * len(columns))]
+        for k, law in enumerate(laws)
+        if law.max() < 1
+    }
 
 
 def of_unique(name, seed, length=4):

@@ -1,5 +1,10 @@
 // tests/cpp/stress.cpp: every member in random order, failing calls included, for the sanitizers to watch. After
 // each call that fails the tree is as it was; every so often it is audited.
+#include <sys/resource.h>
+
+#include <cstdlib>
+#include <new>
+
 #include "audit.h"
 #include "permutation.h"
 
@@ -25,6 +30,82 @@ static float priority(Random& random) {
   if (kind == 0) return 0.0f;
   if (kind == 1) return -0.0f;
   return std::bit_cast<float>(uint32_t(kind == 2 ? random.below(kInfinityBits) : 0x3F000000 + random.below(0x2000000)));
+}
+
+// Some pieces of an epoch without repeats, and pieces that are not the next, until a piece is more than there is.
+static void an_epoch(SumTree& tree, Random& random) {
+  const uint64_t n = tree.size(), seed = random.below(3);
+  const uint32_t epoch = uint32_t(random.below(2));
+  std::vector<uint8_t> drawn(n);
+  uint64_t offset = 0;
+  for (uint64_t pieces = random.below(7); pieces > 0; --pieces) {
+    const uint64_t count = random.below(n / 3 + 2);
+    std::vector<int64_t> at(count);
+    std::vector<double> probabilities(count);
+    auto draw = [&](uint64_t s, uint32_t e, uint64_t from) {
+      return tree.sample({s, e, from, count, Scheme::kEpoch, 1}, at.data(), probabilities.data());
+    };
+    const std::vector<uint8_t> before = state(tree);
+    if (offset > 0 && count > 0) {
+      CHECK(draw(seed + 1, epoch, offset).kind == Status::kNotNext);
+      CHECK(draw(seed, epoch + 1, offset).kind == Status::kNotNext);
+      CHECK(draw(seed, epoch, offset + 1).kind == Status::kNotNext);
+      CHECK(state(tree) == before);
+    }
+    const Status status = draw(seed, epoch, offset);
+    if (!status.ok()) {
+      CHECK(state(tree) == before);
+      return;
+    }
+    for (uint64_t j = 0; j < count; ++j) {
+      CHECK(tree.priorities()[at[j]] > 0 && drawn[at[j]]++ == 0);
+      CHECK(probabilities[j] > 0 && probabilities[j] <= 1);
+    }
+    offset += count;
+  }
+}
+
+// What a random walk meets rarely: sizes in bytes, a fixed scale, views of the tree's own leaves, nothing to do, and
+// no memory.
+static void corners() {
+  SumTree tree(40);
+  CHECK(tree.bytes() >= 40 * 4 + 3 * 8);
+  int64_t at[] = {3, 5};
+  float two[] = {1.0f, 2.0f};
+  double probabilities[2];
+  CHECK(tree.sample({1, 0, 5, 1, Scheme::kEpoch, 1}, at, probabilities).kind == Status::kNotNext);  // none has begun
+  CHECK(tree.sample({1, 0, 0, 1, Scheme::kIid, 1}, at, probabilities).kind == Status::kEmpty);
+  CHECK(tree.sample({1, 0, 0, 0, Scheme::kIid, 1}, at, probabilities).ok());
+  CHECK(tree.update(at, two, 2).ok());
+  int64_t other[] = {5, 3};
+  CHECK(tree.update(other, tree.priorities() + 3, 1).ok());  // reads leaf 3, writes leaf 5
+  CHECK(tree.priorities()[5] == 1.0f && tree.priorities()[3] == 1.0f);
+  audit(tree);
+
+  SumTree fixed(8, 0);
+  const float all[] = {0, 1, 2, 3, 0, 1, 2, 3};
+  CHECK(fixed.fill(all).ok() && fixed.total() == 12);
+  at[0] = 0, two[0] = 1000;
+  CHECK(fixed.update(at, two, 1).ok() && fixed.total() == 1012 && fixed.scale() == 0);
+  CHECK(fixed.refit_gain(1) == 0);
+  fixed.refit();
+  CHECK(fixed.total() == 1012 && fixed.max_bits() == std::bit_cast<uint32_t>(1000.0f));
+  audit(fixed);
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need more address space than this leaves
+  rlimit before;
+  getrlimit(RLIMIT_AS, &before);
+  const rlimit little{rlim_t{1} << 30, before.rlim_max};
+  setrlimit(RLIMIT_AS, &little);
+  bool refused = false;
+  try {
+    SumTree large(kMaxSize);
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  setrlimit(RLIMIT_AS, &before);
+  CHECK(refused);
+#endif
 }
 
 static void stress(uint64_t n, uint64_t seed, int steps) {
@@ -101,29 +182,33 @@ static void stress(uint64_t n, uint64_t seed, int steps) {
         CHECK(state(tree) == before);
         break;
       }
+      case 8:
+        an_epoch(tree, random);
+        continue;
       default: {
-        const auto scheme = Scheme(random.below(5));
+        const auto scheme = Scheme(random.below(4));
         const uint64_t group = 1 + random.below(40);
         uint64_t offset = random.below(2) ? random() >> 2 : 0;
         if (scheme == Scheme::kUnique && random.below(4)) offset -= offset % group;
-        if (scheme == Scheme::kEpoch && random.below(2)) offset = tree.parked().next;
-        const uint64_t key = scheme == Scheme::kEpoch ? tree.parked().seed : random();
         std::vector<double> probabilities(count);
-        status = tree.sample({key, tree.parked().epoch, offset, count, scheme, group}, at.data(), probabilities.data());
+        status = tree.sample({random(), 0, offset, count, scheme, group}, at.data(), probabilities.data());
         if (!status.ok()) break;
         for (size_t j = 0; j < count; ++j) {
           CHECK(uint64_t(at[j]) < n && tree.priorities()[at[j]] > 0);
           CHECK(probabilities[j] > 0 && probabilities[j] <= 1);
         }
-        if (scheme != Scheme::kEpoch) CHECK(state(tree) == before);
+        CHECK(state(tree) == before);
       }
     }
     if (!status.ok()) CHECK(state(tree) == before);
     if (step % 16 == 0) audit(tree);
   }
+  audit(tree);
 }
 
 int main() {
+  setenv("FASTPRIO_NUM_THREADS", "", 1);  // as if it were not there
+  corners();
   for (const uint64_t n : {1, 3, 16, 17, 100, 257, 3000}) stress(n, n, n < 1000 ? 600 : 200);
   stress(600000, 5, 12);  // large enough to be mapped, not allocated
   for (const uint64_t n : {1, 2, 3, 37, 256, 1000}) {

@@ -174,14 +174,16 @@ static void without_threads_the_caller_does_it_all() {
 }
 
 int main() {
-  bool refused = false;
-  setenv("FASTPRIO_NUM_THREADS", "0", 1);
-  try {
-    SumTree tree(5);
-  } catch (const std::invalid_argument&) {
-    refused = true;
+  for (const char* wrong : {"0", "-1", "x", "2x", "99999", "99999999999999999999"}) {
+    bool refused = false;
+    setenv("FASTPRIO_NUM_THREADS", wrong, 1);
+    try {
+      SumTree tree(5);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
   }
-  CHECK(refused);
   setenv("FASTPRIO_NUM_THREADS", "3", 1);
   CHECK(num_threads() == 3);
   setenv("FASTPRIO_NUM_THREADS", "4", 1);

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fastprio.cli import look_here
 from fastprio.study import trial
 
 HERE = Path(__file__).parent
@@ -50,5 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if args.name not in found:
         print(f"fastprio examples: {args.name}: expected one of {', '.join(found)}", file=sys.stderr)
         return 2
+    look_here()  # for module:callable
     example = runpy.run_path(str(found[args.name]))
     return trial.main(args.name, example["__doc__"], example["WAYS"], example["run"], args.arguments)

@@ -5,6 +5,7 @@ That each policy does what it is defined to do is shown in test_policies*.py.
 
 import importlib.util
 import json
+import sys
 
 import matplotlib.image
 import pytest
@@ -180,6 +181,21 @@ def test_data_that_the_examples_are_not_for_are_refused(classes, height, width, 
     monkeypatch.setattr("fastprio.study.trial.whole", lambda source: Data(source, split, split, classes))
     with pytest.raises(StudyError, match=f"mine: {classes} classes of {height} x {width} pixels"):
         Trial(0, source="mine").data(2)
+
+
+def test_the_command_takes_data_of_ones_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "squares_of_mine.py").write_text(
+        "import torch\n"
+        "def both():\n"
+        "    images = torch.rand(60, 3, 12, 12, generator=torch.Generator().manual_seed(1))\n"
+        "    rows = [(image, k % 10) for k, image in enumerate(images)]\n"
+        "    return rows, rows\n"
+    )
+    arguments = ["examples", "multiplicative_reweighting", "--seeds", "1", "--data", "squares_of_mine:both"]
+    assert cli.main(arguments) == 0
+    assert "squares_of_mine:both, 1 seeds" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_model_fits_the_data():

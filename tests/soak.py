@@ -173,7 +173,7 @@ def drawn(kept, size, batch):
     return kept["epoch"] * -(-size // batch) + kept["consumed_batches"]
 
 
-def soak(minutes, size, batch, seed=0, say=print):
+def soak(minutes, size, batch, seed, say):
     """Lives until the time is over: what happened, name -> how often. AssertionError if a promise was broken."""
     rng, trail, events = random.Random(seed), {}, collections.Counter()
     end = time.monotonic() + 60 * minutes
@@ -201,6 +201,20 @@ def soak(minutes, size, batch, seed=0, say=print):
     return dict(sorted(events.items()))
 
 
+def record(minutes, size, batch, out, seed=0):
+    """What happened, as ``soak`` gives it, which is written to the file ``out`` with the log of all lives."""
+    log = []
+
+    def say(line):
+        log.append(line)
+        print(line, flush=True)
+
+    events = soak(minutes, size, batch, seed, say)
+    command = f"python tests/soak.py --minutes {minutes:g} --examples {size} --batch {batch}"
+    out.write_text(json.dumps({**stamp(command), "events": events, "log": log}, indent=1) + "\n")
+    return events
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
@@ -209,15 +223,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    log = []
-
-    def say(line):
-        log.append(line)
-        print(line, flush=True)
-
-    events = soak(args.minutes, args.examples, args.batch, args.seed, say)
-    command = f"python tests/soak.py --minutes {args.minutes:g} --examples {args.examples} --batch {args.batch}"
-    args.out.write_text(json.dumps({**stamp(command), "events": events, "log": log}, indent=1) + "\n")
+    record(args.minutes, args.examples, args.batch, args.out, args.seed)
 
 
 if __name__ == "__main__":

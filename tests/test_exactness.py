@@ -78,16 +78,18 @@ def test_all_small_trees_equal_the_reference():
             assert tree.find(np.arange(tree.total)).tolist() == reference.find(range(tree.total))
 
 
-def test_all_subsets_of_a_node_are_searched_right():
+@pytest.mark.parametrize("isa", ISAS)
+def test_all_subsets_of_a_node_are_searched_right(isa):
     """All 65,536 subsets of the sixteen children of a node; leaves 0 to 15 and, one level up, blocks 0 to 15."""
-    for stride in (1, 16):
-        tree = SumTree(16 * stride, _scale=0)
-        for subset in range(1, 1 << 16, 1 if stride == 1 else 7):
-            members = np.flatnonzero(subset >> np.arange(16) & 1)
-            priorities = np.zeros(16 * stride, np.float32)
-            priorities[members * stride] = 1
-            tree.fill(priorities)
-            assert tree.find(np.arange(members.size)).tolist() == (members * stride).tolist()
+    with using(isa):
+        for stride in (1, 16):
+            tree = SumTree(16 * stride, _scale=0)
+            for subset in range(1, 1 << 16, 1 if stride == 1 else 7):
+                members = np.flatnonzero(subset >> np.arange(16) & 1)
+                priorities = np.zeros(16 * stride, np.float32)
+                priorities[members * stride] = 1
+                tree.fill(priorities)
+                assert tree.find(np.arange(members.size)).tolist() == (members * stride).tolist()
 
 
 def by_fractions(priority: float, scale: int) -> int:

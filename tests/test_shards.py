@@ -66,6 +66,17 @@ def test_every_rank_draws_from_its_shard_and_learns_it(ranks, workers):
     assert results[0][0] != [[i - len(shard_of(N, 0, ranks)) for i in batch] for batch in results[1][0]]
 
 
+def places_in_a_shard_of_equals(rank, ranks):
+    sampler = PrioritySampler(ScoreStore(N // 2, Given(np.ones(N // 2))), 40 * BATCH, batch_size=BATCH, shard="sharded")
+    return np.concatenate(list(PriorityBatchSampler(sampler, BATCH // ranks))) - rank * (N // 2)
+
+
+def test_every_rank_has_random_numbers_of_its_own():
+    one, other = on_ranks(2, places_in_a_shard_of_equals, 2)
+    assert len(one) == len(other)
+    assert (one == other).mean() < 0.2  # as in N // 2 by chance
+
+
 def weights_of_all(rank, ranks, beta, losses):
     """For every example of the shard: its probability in one draw of this rank, and its weight."""
     shard = shard_of(N, rank, ranks)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import audit, filled, floats, generator, parked_leaves, random_floats, state
+from helpers import ISAS, audit, filled, floats, generator, parked_leaves, random_floats, state, using
 
 from fastprio.tree import SumTree
 
@@ -69,10 +69,12 @@ def test_the_first_and_the_last_integer_find_the_first_and_the_last_leaf_above_z
     assert tree.find([0, tree.total - 1]).tolist() == [above[0], above[-1]]
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_everything_above_zero_can_be_drawn(name):
+def test_everything_above_zero_can_be_drawn(name, isa):
     priorities = LAYOUTS[name].astype(np.float32)
-    assert audit(filled(priorities)) == 2 * np.count_nonzero(priorities)
+    with using(isa):
+        assert audit(filled(priorities)) == 2 * np.count_nonzero(priorities)
 
 
 def test_what_is_set_to_zero_is_not_drawn_any_more():

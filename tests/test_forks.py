@@ -21,6 +21,7 @@ pytestmark = [
     # Now and then torch aborts a worker that is told to end, which has nothing of fastprio in it if it was not forked.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+multiprocessing.set_forkserver_preload(["fastprio", "torch.utils.data"])  # else each worker imports them for seconds
 HANGS = 60  # seconds
 
 

@@ -6,6 +6,7 @@ overrun; what is looked for are errors of other kinds, memory, and trees that co
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -53,7 +54,7 @@ def mutated(value, rng):
             at = at[key]
         match rng.randrange(4):
             case 0:
-                at[last] = rng.choice(VALUES)
+                at[last] = copy.deepcopy(rng.choice(VALUES))  # which a later change may change
             case 1:
                 del at[last]
             case 2 if isinstance(at, dict):

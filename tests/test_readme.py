@@ -129,3 +129,7 @@ def test_the_loops_of_methods_train(names):
         exec(scored[: scored.index("loader =")], space)
     exec(source, space)
     assert model.weight.grad.abs().sum() > 0
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {fastprio.__version__}\n" in (ROOT / "CITATION.cff").read_text()

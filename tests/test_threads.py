@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import warnings
 
@@ -358,3 +359,8 @@ def test_without_threads_to_be_had_the_caller_does_the_work():
     """
     )
     assert run_python(code) == ["ok"]
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a global interpreter lock")
+def test_a_python_without_the_global_interpreter_lock_turns_it_on():
+    assert sys._is_gil_enabled()  # as csrc/bind.cpp does not say that it can do without

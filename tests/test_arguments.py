@@ -246,6 +246,14 @@ def test_a_real_argument_is_a_python_number(value, expected):
     assert type(found) is type(expected)
 
 
+def test_a_real_argument_that_is_a_large_integer_is_a_float():
+    assert type(real("x", 2**53)) is type(real("x", -(2**53))) is int
+    assert type(real("x", 2**53 + 1)) is type(real("x", -(10**40))) is float
+    store = ScoreStore(3, LossPower(eps=2**64))  # no compiled loop takes such an integer
+    store.update([0], [1.0])
+    assert store.tree[[0]] == np.float32((1 + 2.0**64) ** 0.6)
+
+
 def test_a_real_argument_has_the_ends_it_is_said_to():
     assert real("x", -1e300) == -1e300
     for arguments, bad, message in [

@@ -19,7 +19,7 @@ def real(
     below: bool = False,
     hint: str = "",
 ) -> float:
-    """The value as a Python number: an int as it is, any other as a float.
+    """The value as a Python number: an int up to 2^53 as it is, any other as a float.
 
     Args: above, below: leave the range's lower, its upper end out. hint: what ends the message.
 
@@ -48,7 +48,7 @@ def finite(value: Any) -> float | None:
         return None
     if not math.isfinite(number):
         return None
-    return value if isinstance(value, int) else number
+    return value if isinstance(value, int) and abs(value) <= 2**53 else number  # compiled loops take no larger ones
 
 
 def flag(name: str, value: Any) -> bool:

@@ -32,7 +32,9 @@ case "$1" in
     shift
     cd "$root"
     export COVERAGE_FILE="$build/coverage"
-    python -m coverage run --branch --source=fastprio --concurrency=thread -m pytest "$@"
-    python -m coverage report --skip-covered --show-missing
+    python -m coverage run -m pytest "$@" || failed=$?
+    python -m coverage combine -q
+    python -m coverage report
+    exit "${failed:-0}"
     ;;
 esac
